@@ -13,6 +13,8 @@ from pathlib import Path
 
 from psycopg.errors import LockNotAvailable
 
+from celeriac.worker.outcome import STOP_DETAILS
+from celeriac.worker.supervisor.messages import StopReason
 from tests.support.cli_runner import Celeriac, jobs, run_in_process, started, until
 from tests.support.refusing_proxy import (
     AmqpConversation,
@@ -177,9 +179,12 @@ class RefusalSite:
         return [log.name for log in self._logs if "Traceback" in log.read_text()]
 
     def losses(self, name: str) -> Counter[str]:
-        """Return how many attempts of each task a run lost, by its events. A message that was re-sent is no loss."""
+        """Return how many attempts of each task a run lost that may have started, by its events. A message that was
+        re-sent is no loss, and neither is an attempt whose worker knows that it came too late to start."""
         events = map(json.loads, (self.folder / f"{name}.events").read_text().splitlines())
-        return Counter(e["key"] for e in events if (e["state"], e.get("reason")) == ("waiting", "lost"))
+        lost = [event for event in events if (event["state"], event.get("reason")) == ("waiting", "lost")]
+        _, too_late = STOP_DETAILS[StopReason.TOO_LATE]
+        return Counter(event["key"] for event in lost if event.get("detail") != too_late)
 
     def print_logs(self) -> None:
         """Print the end of each log, for pytest to show if the test fails."""
