@@ -180,7 +180,10 @@ BAD = [
     (["--pipe", "-t", "a {x}"], "celeriac: --template: {x} names no value; there are {#}; for braces"),
     (["--pipe", "none.txt", "--", "a"], "celeriac: --pipe: none.txt: No such file or directory; name a file"),
     (["--pipe", ".", "--", "a"], "celeriac: --pipe: .: it is a directory; name a file, or - for standard input"),
-    (["--pipe", "--broker", "redis://127.0.0.1:1/0", "in.txt", "--", "a"], "celeriac: --pipe: the blocks are files on"),
+    (
+        ["--pipe", "--block", "5M", "--broker", "redis://127.0.0.1:1/0", "in.txt", "--", "a"],
+        "celeriac: --block: 5,242,880 bytes are too much for the message that takes a block to a worker elsewhere",
+    ),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from celeriac.task.sent_file import SentFile
 from celeriac.task.task import Secret, Task
 from celeriac.telemetry.telemetry import Telemetry
 
@@ -30,7 +31,9 @@ def command_message(task: Task) -> dict[str, Any]:
         message["stdin"] = str.__str__(task.stdin)
         if isinstance(task.stdin, Secret):
             message["stdin_is_secret"] = True
-    if task.stdin_file is not None:
+    if isinstance(task.stdin_file, SentFile):
+        message["stdin_data"] = task.stdin_file.read()
+    elif task.stdin_file is not None:
         message["stdin_file"] = task.stdin_file
     if task.cpus is not None:
         message["cpus"] = task.cpus

@@ -27,7 +27,11 @@ PIPE_OPTIONS = (
         is_flag=True,
         help="Split FILE or standard input at line ends into blocks: each is the standard input of one COMMAND.",
     ),
-    click.option("--block", metavar="SIZE", help=f"With --pipe: the size of a block. [default: {DEFAULT_BLOCK}]"),
+    click.option(
+        "--block",
+        metavar="SIZE",
+        help=f"With --pipe: the size of a block. [default: {DEFAULT_BLOCK}; with a broker 4M, the most there]",
+    ),
 )
 
 
@@ -55,7 +59,8 @@ def take_pipe(ctx: click.Context, options: dict[str, Any], words: Sequence[str] 
     options["template"] = None
     from celeriac.runs.pipe import PipeOptions  # late: few runs need it
 
-    return PipeOptions(command=template or tuple(words or ()), block=size_of(block or DEFAULT_BLOCK))
+    size = size_of(block or DEFAULT_BLOCK)
+    return PipeOptions(command=template or tuple(words or ()), block=size, is_default=block is None)
 
 
 def size_of(text: str) -> int:

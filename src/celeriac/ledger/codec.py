@@ -23,6 +23,7 @@ from celeriac.executor.interfaces import TaskRecord, UnfinishedTask
 from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
+from celeriac.task.sent_file import SentFile
 from celeriac.task.state import State
 from celeriac.task.task import NO_ENV, Secret, Task, is_unicode
 
@@ -75,6 +76,12 @@ class StoredSecret(msgspec.Struct):
     secret: str
 
 
+class StoredSentFile(msgspec.Struct):
+    """A `SentFile`."""
+
+    sent_file: str
+
+
 def struct_of(name: str, struct: type[Struct], *, columns: tuple[str, ...], types: dict[str, Any]) -> type[Any]:
     """Return a struct with the fields of another one, except those with a column of their own.
 
@@ -102,6 +109,7 @@ StoredTask = struct_of(
         "env": dict[str, str | StoredSecret],
         "needs": tuple[str, ...],
         "stdin": str | StoredSecret | None,
+        "stdin_file": str | StoredSentFile | None,
     },
 )
 StoredEvent = struct_of("StoredEvent", Event, columns=EVENT_COLUMNS, types={})
@@ -172,6 +180,8 @@ def encode_payload(task: Task) -> str:
     stored.env = stored_env(task.env) if task.env else {}
     if isinstance(task.stdin, Secret):
         stored.stdin = StoredSecret(task.stdin.reveal())
+    if isinstance(task.stdin_file, SentFile):
+        stored.stdin_file = StoredSentFile(str.__str__(task.stdin_file))
     return encode(stored)
 
 
@@ -189,6 +199,8 @@ def decode_task(key: Any, row: Any) -> Task:
         values["env"] = env or NO_ENV
         if isinstance(stored.stdin, StoredSecret):
             values["stdin"] = Secret(stored.stdin.secret)
+        if isinstance(stored.stdin_file, StoredSentFile):
+            values["stdin_file"] = SentFile(stored.stdin_file.sent_file)
         return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **values)
 
 
@@ -217,7 +229,8 @@ def digest_of(task: Task) -> int:
     env = {name: str.__str__(value) for name, value in task.env.items()} if task.env else None
     parts: tuple[Any, ...] = (task.command, env, task.cwd)
     if task.stdin is not None or task.stdin_file is not None:
-        parts += (None if task.stdin is None else str.__str__(task.stdin), task.stdin_file)
+        texts = (task.stdin, task.stdin_file)
+        parts += tuple(None if text is None else str.__str__(text) for text in texts)
     content = encode(parts).encode()
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
 

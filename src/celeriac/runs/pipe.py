@@ -3,7 +3,7 @@
     FILE or standard input ─► thread ─► block files ─► tasks with `stdin_file` ─► Stream
 
 Each block is a file until its job has succeeded. The thread reads on only while few blocks wait, so neither memory nor
-disk must hold the whole input.
+disk must hold the whole input. Workers elsewhere get a block in the message of its task.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from celeriac.errors import InvalidConfig, describe_error
 from celeriac.runs.job_file import Problem
@@ -25,6 +26,7 @@ from celeriac.runs.standard_input import STDIN, ByteSource, filled_in_thread
 from celeriac.runs.temporary_output import in_use
 from celeriac.surviving_loop import Survivor
 from celeriac.task.event import Event
+from celeriac.task.sent_file import MAX_SIZE, SentFile
 from celeriac.task.state import State
 from celeriac.task.task import Command, Task, TaskKey
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 THREAD = "celeriac-pipe"
 BLOCKS_PER_SLOT = 2
+MOST_SLOTS = 64  # slots of workers elsewhere for which there are blocks: their number may not be known
+BLOCK_OF_MESSAGE = 4 * 1024 * 1024  # bytes
 
 
 class PipeOptions(Struct, frozen=True, kw_only=True):
@@ -43,6 +47,9 @@ class PipeOptions(Struct, frozen=True, kw_only=True):
     command: Command
     block: int
     """Bytes; a block ends with the line that reaches them."""
+
+    is_default: bool = False
+    """Whether the user has not given this size."""
 
     def command_of(self, number: int) -> Command:
         """Return the command of a block. In a text, {#} is its number. Raises `InvalidConfig`."""
@@ -54,6 +61,10 @@ class PipeOptions(Struct, frozen=True, kw_only=True):
             return Pattern(self.command, is_quoted=True).fill({NUMBER: str(number)})
         except UnknownPlaceholder as error:
             raise InvalidConfig("--template", str(error), error.remedy) from None
+
+
+class BlockTooLong(Exception):
+    """A block that no message can carry."""
 
 
 class Room:
@@ -87,12 +98,15 @@ class Blocks:
 
     records_all = False
 
-    def __init__(self, file: str, options: PipeOptions, fields: Mapping[str, Any], parallelism: int) -> None:
-        """`fields` are those of each task. Raises `InvalidConfig` and `InvalidTask`."""
-        self._file, self._options, self._fields = file, options, fields
+    def __init__(
+        self, file: str, options: PipeOptions, fields: Mapping[str, Any], parallelism: int, *, is_local: bool = True
+    ) -> None:
+        """`fields` are those of each task. If it is not local, workers elsewhere get the blocks. Raises `InvalidConfig`
+        and `InvalidTask`."""
+        self._file, self._options, self._fields, self._is_local = file, options, fields, is_local
         Task(key="1", command=options.command_of(1), **fields)  # raises
         check_readable(file)
-        self._room = Room(BLOCKS_PER_SLOT * parallelism)
+        self._room = Room(BLOCKS_PER_SLOT * (parallelism if is_local else min(parallelism, MOST_SLOTS)))
         self._folder = Path()
 
     @contextmanager
@@ -116,9 +130,10 @@ class Blocks:
                     self._room.close()
 
     def _problem_of(self, error: Exception) -> Problem:
-        if not isinstance(error, OSError):  # such as a full disk
+        if not isinstance(error, OSError | BlockTooLong):  # the first, such as a full disk
             Survivor(THREAD).record(error)
-        text = f"the rest could not be split: {describe_error(error)}"
+        why = str(error) if isinstance(error, BlockTooLong) else describe_error(error)
+        text = f"the rest could not be split: {why}"
         return Problem(self._file, None, None, text, "run the rest of it again")
 
     def _tasks(self, source: ByteSource) -> Iterator[Task]:
@@ -133,8 +148,13 @@ class Blocks:
             if not is_block:
                 path.unlink(missing_ok=True)
                 return
+            if not self._is_local and path.stat().st_size > MAX_SIZE:
+                path.unlink()
+                why = f"a line makes block {number} longer than {MAX_SIZE:,} bytes, which is too much for a message"
+                raise BlockTooLong(why)
             command = self._options.command_of(number)
-            yield Task(key=str(number), command=command, stdin_file=str(path), **self._fields)
+            input_of_task = str(path) if self._is_local else SentFile(path)
+            yield Task(key=str(number), command=command, stdin_file=input_of_task, **self._fields)
             number += 1
 
     def on_queued(self, jobs: Iterable[tuple[TaskKey, Command]]) -> None: ...
@@ -156,12 +176,15 @@ class Blocks:
 
 def blocks_of(options: JobRunOptions, context: RunContext) -> Blocks:
     """Return what splits the input of --pipe. Raises `InvalidInput`."""
-    if context.connection is not None:
-        problem = "the blocks are files on this machine, and the commands run on workers elsewhere"
-        raise InvalidConfig("--pipe", problem, "give --local to run them here")
-    if options.pipe is None:
+    pipe, is_local = options.pipe, context.connection is None
+    if pipe is None:
         raise ValueError("there is no --pipe")
-    return Blocks(str(options.file), options.pipe, options.defaults, context.config.parallelism)
+    if not is_local and pipe.block > BLOCK_OF_MESSAGE:
+        if not pipe.is_default:
+            problem = f"{pipe.block:,} bytes are too much for the message that takes a block to a worker elsewhere"
+            raise InvalidConfig("--block", problem, f"give at most {BLOCK_OF_MESSAGE:,}, or --local")
+        pipe = replace(pipe, block=BLOCK_OF_MESSAGE)
+    return Blocks(str(options.file), pipe, options.defaults, context.config.parallelism, is_local=is_local)
 
 
 def write_block(source: ByteSource, path: Path, size: int) -> bool:

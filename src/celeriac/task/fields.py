@@ -40,7 +40,7 @@ def task_fields(task: Task) -> dict[str, Any]:
     if task.stdin is not None:
         fields["stdin"] = str(task.stdin)
     if task.stdin_file is not None:
-        fields["stdin_file"] = task.stdin_file
+        fields["stdin_file"] = str.__str__(task.stdin_file)
     if task.scratch:
         fields["scratch"] = True
     if task.artifacts:

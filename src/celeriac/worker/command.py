@@ -16,7 +16,7 @@ from celeriac.worker.share import default_variables, own_variables
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest
 from celeriac.worker.supervisor_client import SupervisorDied
 
-SELDOM = ("stdin", "stdin_is_secret", "stdin_file", "scratch", "artifacts", "memory")
+SELDOM = ("stdin", "stdin_is_secret", "stdin_file", "stdin_data", "scratch", "artifacts", "memory")
 """The fields of a message and a request that few commands have."""
 
 

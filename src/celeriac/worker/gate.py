@@ -13,6 +13,7 @@ send more; but no unknown header may replace something that Celery reads from a 
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -162,6 +163,9 @@ class CommandMessage(msgspec.Struct):
     stdin: Text | None = None
     stdin_is_secret: bool = False
     stdin_file: Name | None = None
+    stdin_data: str | None = None
+    """Base64."""
+
     scratch: bool = False
     artifacts: Annotated[list[Name], Meta(min_length=1, max_length=MAX_PATTERNS)] | UnsetType = UNSET
     output_cap: Annotated[int, Meta(ge=0)] | None = None
@@ -191,11 +195,21 @@ def body_type(argument: Any) -> Any:
     return tuple[tuple[argument], EmptyTable, Callbacks]
 
 
+def is_base64(text: str) -> bool:
+    try:
+        binascii.a2b_base64(text, strict_mode=True)
+    except ValueError:  # also for characters beyond ASCII
+        return False
+    return True
+
+
 def check_command(message: CommandMessage) -> str | None:
     """Return what is wrong with the command or the secrets of a message, beyond their types."""
     program = message.command if isinstance(message.command, str) else message.command[0]
     if not program.strip() and (isinstance(message.command, str) or not program):
         return "the command is empty"
+    if message.stdin_data is not None and not is_base64(message.stdin_data):
+        return "its stdin_data is not base64"
     if not message.env.keys() >= set(message.secrets):
         return "a secret is not a variable"
     if message.artifacts is not UNSET:

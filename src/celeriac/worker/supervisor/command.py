@@ -138,7 +138,7 @@ class Command:
         if self._scratch is not None:
             self.supervisor.scratch_folders().make(self._scratch)
         enter = None if self._memory_limit is None else self._memory_limit.prepare()
-        if request.stdin is None and request.stdin_file is None:
+        if request.stdin is None and request.stdin_file is None and request.stdin_data is None:
             stdin = None if self._inherits_input else self.supervisor.null
             return spawn(self._argv, self._env, self._cwd, (stdin, *self._outputs()), enter)
         from celeriac.worker.supervisor.standard_input import open_input  # late: most commands have no input

@@ -146,6 +146,9 @@ class CommandRequest(Message):
     stdin_file: str | None = None
     """The file of its standard input, relative to `cwd`."""
 
+    stdin_data: str | None = None
+    """The bytes of its standard input in base64."""
+
     scratch: bool = False
     """Whether it gets a folder for its temporary files."""
 
@@ -210,6 +213,7 @@ REQUEST_FIELDS: dict[str, Callable[[Any], bool]] = {
     "stdin": is_text_or_none,
     "stdin_is_secret": lambda value: value is None or isinstance(value, bool),
     "stdin_file": is_text_or_none,
+    "stdin_data": is_text_or_none,
     "scratch": lambda value: value is None or isinstance(value, bool),
     "artifacts": lambda value: value is None or (isinstance(value, list) and are_texts(value)),
     "artifacts_to": is_text_or_none,

@@ -1,11 +1,12 @@
-"""The standard input of a command: a text, or a file.
+"""The standard input of a command: a text, bytes, or a file.
 
-Both are files for the command, and no pipe: no process has to write while it reads, and it may read as little as it
+All are files for the command, and no pipe: no process has to write while it reads, and it may read as little as it
 wants.
 """
 
 from __future__ import annotations
 
+import binascii
 import os
 import stat
 
@@ -34,6 +35,8 @@ def open_input(request: CommandRequest) -> int | None:
     """
     if request.stdin is not None:
         return nameless_file(request.stdin.encode())
+    if request.stdin_data is not None:
+        return nameless_file(binascii.a2b_base64(request.stdin_data))
     if request.stdin_file is None:
         return None
     try:
