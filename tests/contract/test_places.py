@@ -16,6 +16,7 @@ from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Claims, Lease
 from celeriac.backend.claims.open import places_for
 from celeriac.backend.claims.place_state import Moment, State
+from celeriac.backend.claims.place_use import note_of
 from celeriac.backend.claims.places import LeaveReason, Places, TakeReply
 from celeriac.broker.app import make_app
 from celeriac.executor.limit import Limit, PlaceRequest
@@ -269,3 +270,23 @@ def test_every_store_decides_as_the_model_does(store, seed):
             held = set(store.places.holders(limit.name))
             assert held == set(states[limit.name].until)
             assert len(held) <= limit.number
+
+
+def test_executors_tell_of_their_limits(store):
+    limit, rate = store.limit(3), Limit(f"queue-rate:{uuid4().hex}", 1, 60.0)
+    holder = store.holder()
+    assert store.reserve(limit, "a", "b") == []
+    assert store.reserve(rate, "c") == []
+    assert store.take(rate, "c", holder) is TakeReply.TAKEN
+    store.places.announce("one", note_of("1@here", [limit, limit, rate], []))
+    store.places.announce("two", note_of("2@here", [], [limit]))
+    found = {each.name: each for each in store.other.limits_in_use()}
+    of_key, of_rate = found[limit.name.partition(":")[2]], found[rate.name.partition(":")[2]]
+    assert (of_key.setting, of_key.number, of_key.used, of_key.full_until) == ("concurrency_limits", 3, 2, None)
+    assert of_key.executors == {"1@here": 2, "2@here": 0}
+    assert (of_rate.setting, of_rate.number, of_rate.period, of_rate.used) == ("queue_rates", 1, 60.0, 1)
+    assert of_rate.full_until is not None
+    store.places.announce("one", None)
+    assert {name: each.executors for each in store.other.limits_in_use() if (name := each.name) in found} == {
+        of_key.name: {"2@here": 0}
+    }

@@ -146,7 +146,9 @@ def test_a_limit_that_other_executors_use_is_explained(broker, clock):
     )
     queue(executor, "a", concurrency_key="db")
     executor.heartbeat()
-    assert executor.explain("a").now.words.endswith("waits for the limit of key 'db': 3 of 3 run")
+    assert executor.explain("a").now.words.endswith(
+        "waits for the limit of key 'db': 3 of 3 run, 3 of them of other executors"
+    )
     assert executor.tasks_in_flight == 0
 
 

@@ -26,6 +26,9 @@ class SlowStore:
         self.held |= {request.id for request in requests}
         return {}
 
+    def announce(self, asker: str, note: Any) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -14,7 +14,7 @@ import click
 
 from celeriac.cli.control_options import silence_logs, status_of
 from celeriac.cli.exit_status import FAILED
-from celeriac.cli.formatting import format_seconds, on_one_line
+from celeriac.cli.formatting import format_seconds, format_time, on_one_line
 from celeriac.cli.help_sections import SectionedCommand
 from celeriac.cli.json_errors import print_json_error
 from celeriac.cli.ledger_options import open_ledger
@@ -29,6 +29,7 @@ from celeriac.task.state import State
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from celeriac.backend.claims.place_use import LimitStatus
     from celeriac.cluster.status_parts import Status, WorkerStatus
     from celeriac.ledger.submit import SubmittedRun
 
@@ -223,6 +224,9 @@ def print_status(status: Status) -> None:
         print_workers(status.workers)
     else:
         click.echo("no worker answers")
+    if status.limits:
+        click.echo()
+        print_limits(status.limits)
     for queue in status.queues:
         if queue.waiting and not queue.slots:
             print_unserved(on_one_line(queue.name))
@@ -249,6 +253,19 @@ def print_workers(workers: Sequence[WorkerStatus]) -> None:
         columns["state"] = states
     rows = ([*map(on_one_line, row)] for row in zip(*columns.values(), strict=True))
     print_table([*columns], rows, right=("concurrency", "running", "refused"))
+
+
+def print_limits(limits: Sequence[LimitStatus]) -> None:
+    rows = [
+        (
+            on_one_line(limit.text),
+            f"{limit.used:,} of {limit.number:,}",
+            "" if limit.full_until is None else f"full until {format_time(limit.full_until)}",
+            on_one_line(", ".join(f"{executor}: {held:,}" for executor, held in limit.executors.items())),
+        )
+        for limit in limits
+    ]
+    print_table(("limit", "used", "", "executors"), rows, right=("used",))
 
 
 def worker_state(worker: WorkerStatus) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import hiredis
 
@@ -29,6 +30,9 @@ from celeriac.cluster.status_parts import (
     waiting_in,
 )
 from celeriac.config.settings import Connection
+
+if TYPE_CHECKING:
+    from celeriac.backend.claims.place_use import LimitStatus
 
 LONGEST_WAIT = 0.5  # seconds for a reply; then the client library is used, which waits longer
 LAST = -1  # index of the oldest message of a list
@@ -68,7 +72,8 @@ class RedisStatusReader:
         names = {*queues, *leases.former_queues, *queues_with_messages(broker)}
         names.update(queue for worker in leases.workers for queue in worker.queues)
         found = queues_at(broker, sorted(names), leases)
-        return Status(shown_queues(found, leases.former_queues - {*queues}), leases.workers)
+        shown = shown_queues(found, leases.former_queues - {*queues})
+        return Status(shown, leases.workers, limits=limits_at(backend))
 
 
 def leases_at(backend: PlainRedis) -> Leases:
@@ -85,6 +90,18 @@ def leases_at(backend: PlainRedis) -> Leases:
         if remaining >= 0:
             ages[holder] = age_of_lease(remaining)
     return read_leases(records, ages)
+
+
+def limits_at(backend: PlainRedis) -> tuple[LimitStatus, ...]:
+    """Return the limits that live executors have. Most brokers have none, and import nothing for them."""
+    prefix = BackendKeys().limit("")
+    [has_limits] = backend.run(("EXISTS", f"{prefix}executors"))
+    if not has_limits:
+        return ()
+    from celeriac.backend.claims.redis_places import limits_in, limits_in_use_call  # late: imports Celery
+
+    [reply] = backend.run(("EVAL", *limits_in_use_call(prefix)))
+    return limits_in(reply)
 
 
 def queues_with_messages(broker: PlainRedis) -> Collection[str]:

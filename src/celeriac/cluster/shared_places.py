@@ -2,6 +2,7 @@
 
 reserve ─► a thread, and a reply by the deadline ─► store of the claims
 renew, ended ─► the thread, with the next call
+             └► at most once a second, the executor's note about its limits
 
 The thread makes one call after another, so that the end of a task is stored before its next attempt asks for a place.
 """
@@ -11,12 +12,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from uuid import uuid4
 
+from celeriac.backend.claims.place_use import Note, note_of
 from celeriac.backend.claims.places import RENEW_INTERVAL, Places
+from celeriac.control.wire import executor_name
 from celeriac.executor.circuit_breaker import CircuitBreaker
-from celeriac.executor.limit import PlaceRequest, Refusal
+from celeriac.executor.limit import Limit, PlaceRequest, Refusal
 from celeriac.log_lines import logger_for
 from celeriac.server_errors import is_server_error
 from celeriac.surviving_loop import SurvivingLoop
@@ -25,6 +28,7 @@ logger = logger_for(__name__)
 
 MAX_WAIT = 1.0  # seconds that a heartbeat waits for the store
 RETRY_DELAY = 1.0  # seconds after a failed call; until then all requests are refused
+NOTE_INTERVAL = 1.0  # seconds from one note to the next, if they differ
 CLOSE_TIMEOUT = 2.0  # seconds that `close` waits for the store
 UNAVAILABLE = "the result backend is unavailable"
 
@@ -37,13 +41,21 @@ class SharedPlaces:
     def __init__(self, places: Places, *, timeout: float) -> None:
         """A call of `reserve` takes at most `timeout` seconds, and never more than `MAX_WAIT`."""
         self._places, self._timeout = places, min(timeout, MAX_WAIT)
-        self._asker = uuid4().hex
+        self._asker, self._executor = uuid4().hex, executor_name()
         self._held: dict[str, PlaceRequest] = {}
         """The requests of the tasks that may be sent, or are in flight, by id."""
 
         self._ended: list[tuple[PlaceRequest, bool]] = []
         self._is_flushing = False
         """Whether a call is coming that will send them."""
+
+        self._wanted: set[Limit] = set()
+        """The limits that had no place in the last call."""
+
+        self._announced: Note | None = None
+        self._announced_at = 0.0
+        self._may_have_changed = False
+        """Whether there was a call since the last note."""
 
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
@@ -72,7 +84,6 @@ class SharedPlaces:
             return refused(requests, RETRY_DELAY)
         if line := self._breaker.record_success(time.monotonic()):
             logger.warning(line)
-        self._held |= {request.id: request for request in requests if request.id not in job.refusals}
         return job.refusals
 
     def renew(self, requests: Sequence[PlaceRequest]) -> None:
@@ -109,9 +120,15 @@ class SharedPlaces:
     # — in the thread —
 
     def _run_round(self) -> bool:
-        job = self._jobs.get()
+        try:
+            job = self._jobs.get(timeout=NOTE_INTERVAL if self._may_have_changed else None)
+        except Empty:
+            self._announce()
+            return True
         if job is None:
             self._call(Job(()))
+            self._held, self._wanted = {}, set()
+            self._announce()
             self._places.close()
             return False
         self._call(job)
@@ -119,7 +136,25 @@ class SharedPlaces:
         if job.error is not None and self._ended:
             time.sleep(RETRY_DELAY)
             self._jobs.put(Job(()))
+        self._may_have_changed = True
+        if job.error is None and time.monotonic() >= self._announced_at + NOTE_INTERVAL:
+            self._announce()
         return True
+
+    def _announce(self) -> None:
+        """Tell about the limits, if that has changed or was long ago. A store that does not answer is told later."""
+        self._may_have_changed = False
+        held = [limit for request in list(self._held.values()) for limit in request.limits]
+        now, note = time.monotonic(), note_of(self._executor, held, self._wanted)
+        if note == self._announced and (note is None or now < self._announced_at + RENEW_INTERVAL):
+            return
+        self._announced_at = now
+        try:
+            self._places.announce(self._asker, note)
+            self._announced = note
+        except Exception as error:
+            if not is_server_error(error):
+                raise
 
     def _call(self, job: Job) -> None:
         with self._lock:
@@ -130,6 +165,9 @@ class SharedPlaces:
             requests = () if job.is_renewal or job.is_abandoned else job.requests
             if requests or ended:
                 job.refusals = self._places.reserve(self._asker, requests, ended)
+            if requests:
+                self._held.update({request.id: request for request in requests if request.id not in job.refusals})
+                self._wanted = {refusal.limit for refusal in job.refusals.values()}
         except Exception as error:
             with self._lock:
                 self._ended = [*ended, *self._ended]

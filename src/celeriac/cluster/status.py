@@ -17,6 +17,9 @@ from kombu import Connection
 
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Claims
+from celeriac.backend.claims.open import places_for
+from celeriac.backend.claims.place_use import LimitStatus
+from celeriac.backend.claims.places import Places
 from celeriac.backend.refused import RefusedMessage, refused_store_for
 from celeriac.broker.broker_list import broker_list_of
 from celeriac.broker.queues import queue_counts
@@ -62,7 +65,9 @@ def status_of(app: Celery, queues: Collection[str], *, timeout: float, ask: bool
                 if not is_refusal(error):
                     raise
                 problem = str(BrokerUnavailable(str(broker_list_of(app)), error))
-        return Status(queues_of(connection, queues, workers, leases.former_queues), workers, problem)
+        found = queues_of(connection, queues, workers, leases.former_queues)
+        places = places_for(app, timeout=timeout)
+        return Status(found, workers, problem, limits_in(places, close=True))
 
 
 class StatusReader:
@@ -72,7 +77,7 @@ class StatusReader:
         """`timeout`, in seconds, bounds each operation."""
         self._session = BrokerSession(app, timeout=timeout)
         self._brokers = broker_list_of(app)
-        self._claims = claims_for(app, timeout=timeout)
+        self._claims, self._places = claims_for(app, timeout=timeout), places_for(app, timeout=timeout)
         self._connection: Any = None
 
     def read(self, queues: Collection[str]) -> Status:
@@ -88,7 +93,7 @@ class StatusReader:
                     raise
                 problem = str(BackendUnavailable(error))
             found = queues_of(self._connection, queues, leases.workers, leases.former_queues)
-            return Status(found, leases.workers, problem)
+            return Status(found, leases.workers, problem, limits_in(self._places) if problem is None else ())
         except Exception as error:
             self._disconnect()
             if not self._session.is_broker_error(error):
@@ -99,6 +104,8 @@ class StatusReader:
         self._disconnect()
         if self._claims is not None:
             self._claims.close()
+        if self._places is not None:
+            self._places.close()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -137,6 +144,21 @@ def leases_in(claims: Claims | None) -> Leases:
         return Leases()
     records = claims.leases()
     return read_leases(records, claims.heartbeat_ages([*records]))
+
+
+def limits_in(places: Places | None, *, close: bool = False) -> tuple[LimitStatus, ...]:
+    """Return the limits that live executors have; none if they cannot be read."""
+    if places is None:
+        return ()
+    try:
+        return places.limits_in_use()
+    except Exception as error:
+        if not is_server_error(error):
+            raise
+        return ()
+    finally:
+        if close:
+            places.close()
 
 
 def workers_of(app: Celery, connection: Any) -> tuple[WorkerStatus, ...]:

@@ -10,9 +10,13 @@ import base64
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from celeriac.backend.claims.claim import Lease, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
+
+if TYPE_CHECKING:
+    from celeriac.backend.claims.place_use import LimitStatus
 
 SEARCH_TIME = 0.1  # seconds to look for queues among the keys of a server of Redis
 KEYS_PER_SCAN = 1_000
@@ -89,6 +93,9 @@ class Status:
     workers: tuple[WorkerStatus, ...]
     problem: str | None = None
     """One line about the broker if it refuses to ask the workers. Then `workers` are those that have a lease."""
+
+    limits: tuple[LimitStatus, ...] = ()
+    """The limits of keys and rates that live executors have."""
 
 
 @dataclass(frozen=True, slots=True)

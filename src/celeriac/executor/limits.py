@@ -173,6 +173,14 @@ class Limits:
 
     # — observe —
 
+    def named(self) -> dict[str, tuple[int, int]]:
+        """Return the number of each limit that has a name of its own, and how many places tasks in flight hold. Any
+        thread may call this."""
+        numbers = {f"key:{key}": number for key, number in self._numbers.items() if key != ALL_KEYS}
+        numbers |= {f"key-rate:{key}": number for key, (number, _) in self._key_rates.items() if key != ALL_KEYS}
+        numbers |= {f"queue-rate:{queue}": number for queue, (number, _) in self._queue_rates.items()}
+        return {name: (number, self._own[name]) for name, number in numbers.items()}
+
     def explain(self, task: Task, now: float) -> tuple[str, dict[str, int | float | str]] | None:
         """Return why a task waits for one of its limits, in words and facts; None if it does not."""
         refused = (limit for limit in self.of(task) if limit.name in self._full)  # maybe a moment ago
@@ -188,8 +196,11 @@ class Limits:
                 return words, facts
             seconds = max(0.0, round(full.until - now, 3))
             return f"{words}: next try in {seconds:.1f} s", {**facts, "seconds": seconds}
-        taken = max(self._own[limit.name], 0 if full is None else full.refusal.taken)
-        return f"waits for the limit of {limit.subject}: {taken:,} of {limit.number:,} run", {**facts, "running": taken}
+        own = self._own[limit.name]
+        taken = max(own, 0 if full is None else full.refusal.taken)
+        words = f"waits for the limit of {limit.subject}: {taken:,} of {limit.number:,} run"
+        elsewhere = f", {taken - own:,} of them of other executors" if taken > own else ""
+        return words + elsewhere, {**facts, "running": taken, "own": own}
 
 
 def parsed(rates: Mapping[str, str]) -> dict[str, tuple[int, float]]:

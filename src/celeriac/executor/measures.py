@@ -217,6 +217,10 @@ def read_all(
     yield metrics.BACKEND_AVAILABLE, {NO_LABELS: float(backend_answers())}
     if lifecycle.ledger_writer.is_enabled:
         yield metrics.LEDGER_AVAILABLE, {NO_LABELS: float(not lifecycle.ledger_writer.is_failing)}
+    if (limits := lifecycle.limits) is not None:
+        named = limits.named()
+        yield metrics.LIMIT_PLACES, by_label({name: number for name, (number, _) in named.items()})
+        yield metrics.LIMIT_PLACES_HELD, by_label({name: held for name, (_, held) in named.items()})
     yield metrics.HEARTBEAT_AGE, {NO_LABELS: max(0.0, measures.clock() - measures.synced_at)}
 
 

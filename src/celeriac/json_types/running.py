@@ -116,6 +116,31 @@ class Worker(Strict):
     """Why it starts nothing for now, such as "load 9.2 is above 8"; null if nothing holds it back."""
 
 
+class Limit(Strict):
+    """A limit of a key or a rate that live executors have."""
+
+    setting: str
+    """`concurrency_limits`, `concurrency_rates` or `queue_rates`."""
+
+    name: str
+    """The key or the queue."""
+
+    number: int
+    """The least of those of its executors."""
+
+    period: float | None
+    """The length of the window of a rate, in seconds; null if places are held until their tasks end."""
+
+    used: int
+    """How many places are reserved or taken, the starts of the last window included."""
+
+    executors: dict[str, int]
+    """How many places the tasks in flight of each executor hold."""
+
+    full_until: float | None
+    """When a place of a rate that is used up is free, in seconds since the epoch."""
+
+
 class WorkerCheck(Strict):
     """The result of `check worker`."""
 
@@ -148,6 +173,7 @@ class Status(Strict):
     queues: list[Queue] | UnsetType = UNSET
     workers: list[Worker] | UnsetType = UNSET
     problem: str | UnsetType | None = UNSET
+    limits: list[Limit] | UnsetType = UNSET
     runs: list[ActiveRun] | UnsetType = UNSET
 
 
@@ -161,6 +187,7 @@ class StatusChange(Strict):
     queues: list[Queue] | UnsetType = UNSET
     workers: list[Worker] | UnsetType = UNSET
     problem: str | UnsetType | None = UNSET
+    limits: list[Limit] | UnsetType = UNSET
     runs: list[Run] | UnsetType = UNSET
 
 

@@ -67,6 +67,12 @@ SLOTS_OPEN = gauge("slots_open", "Slots that are free for more tasks.")
 QUEUE_UNSERVED = gauge(
     "queue_unserved", "1 while tasks of the queue wait and no live worker serves it, else 0.", "queue"
 )
+LIMIT_PLACES = gauge(
+    "limit_places", "The number of a limit of a key or a rate, by the key or the queue that it names.", "limit"
+)
+LIMIT_PLACES_HELD = gauge(
+    "limit_places_held", "Places of the limit that the tasks in flight of this executor hold.", "limit"
+)
 
 # — an executor: what it sees of its surroundings —
 

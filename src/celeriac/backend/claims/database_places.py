@@ -1,6 +1,7 @@
 """Places of limits in a database: a row for each limit, which is locked while it is changed, by the server's clock.
 
-celeriac_limit  the places of a limit as JSON
+celeriac_limit           the places of a limit as JSON
+celeriac_limit_executor  the note of an executor about its limits, as JSON
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Text,
     delete,
     insert,
+    or_,
     select,
     text,
     update,
@@ -31,7 +33,8 @@ from sqlalchemy.exc import DatabaseError, IntegrityError, SQLAlchemyError
 
 from celeriac.backend.claims.claim import LeaseState
 from celeriac.backend.claims.database import LEASES
-from celeriac.backend.claims.place_state import Moment, State
+from celeriac.backend.claims.place_state import UNTIL_END, Moment, State
+from celeriac.backend.claims.place_use import NOTE_KEPT, LimitStatus, Note, PlacesOfLimit, limits_of
 from celeriac.backend.claims.places import RESERVATION, LeaveReason, TakeReply
 from celeriac.backend.per_process import PerProcess
 from celeriac.backend.results.database import make_engine, make_missing_tables
@@ -45,6 +48,13 @@ LIMITS = Table(
     Column("version", Integer, nullable=False),
     Column("state", Text().with_variant(LONGTEXT, "mysql", "mariadb"), nullable=False),
     Column("at", Float(53), nullable=False),
+)
+EXECUTORS = Table(
+    "celeriac_limit_executor",
+    TABLES,
+    Column("asker", String(64), primary_key=True),
+    Column("at", Float(53), nullable=False),
+    Column("note", Text().with_variant(LONGTEXT, "mysql", "mariadb"), nullable=False),
 )
 KEPT = 2 * 3600  # seconds after its last change that a row is kept; longer than the window of any rate
 CLEANING_INTERVAL = 3600.0  # seconds between two deletions of old rows
@@ -104,6 +114,31 @@ class DatabasePlaces:
         request = PlaceRequest("", (Limit(name, 1),))
         return self._change([request], lambda moment: set(moment.states[name].until))
 
+    def announce(self, asker: str, note: Note | None) -> None:
+        def store(connection: Connection) -> None:
+            now = now_of(connection)
+            is_old = EXECUTORS.c.at < now - NOTE_KEPT
+            connection.execute(delete(EXECUTORS).where(or_(EXECUTORS.c.asker == asker, is_old)))
+            if note is not None:
+                text_of_note = msgspec.json.encode(note).decode()
+                connection.execute(insert(EXECUTORS).values(asker=asker, at=now, note=text_of_note))
+
+        self._with_tables(store)
+
+    def limits_in_use(self) -> tuple[LimitStatus, ...]:
+        return self._with_tables(read_limits)
+
+    def _with_tables(self, call: Callable[[Connection], T]) -> T:
+        """Return the result of a transaction. Make missing tables first."""
+        try:
+            with self._engine.get().begin() as connection:
+                return call(connection)
+        except DatabaseError as error:
+            if error.connection_invalidated or not make_missing_tables(self._engine.get(), TABLES):
+                raise
+        with self._engine.get().begin() as connection:
+            return call(connection)
+
     def close(self) -> None:
         if (engine := self._engine.take()) is not None:
             engine.dispose()
@@ -145,6 +180,19 @@ class DatabasePlaces:
                 ).rowcount:
                     raise ChangedMeanwhile
         return reply
+
+
+def read_limits(connection: Connection) -> tuple[LimitStatus, ...]:
+    """Return the limits of all executors."""
+    now = now_of(connection)
+    texts = connection.execute(select(EXECUTORS.c.note).where(EXECUTORS.c.at >= now - NOTE_KEPT)).scalars()
+    notes = [msgspec.json.decode(each, type=Note) for each in texts]
+    names = {name for note in notes for name, *_ in note.limits}
+    places = {}
+    for row in connection.execute(select(LIMITS.c.name, LIMITS.c.state).where(LIMITS.c.name.in_(names))):
+        ends = [until for until in decode(row.state).until.values() if until > now]
+        places[row.name] = PlacesOfLimit(len(ends), min((end for end in ends if end < UNTIL_END), default=None))
+    return limits_of(notes, places)
 
 
 def live_leases(connection: Connection, holders: Collection[str]) -> set[str]:

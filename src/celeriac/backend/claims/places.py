@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Protocol
 
+from celeriac.backend.claims.place_use import LimitStatus, Note
 from celeriac.executor.limit import PlaceRequest, Refusal
 
 RESERVATION = 30.0  # seconds after its last renewal until the place of a task that was not taken is free
@@ -84,6 +85,14 @@ class Places(Protocol):
 
     def holders(self, name: str) -> Collection[str]:
         """Return the ids of the tasks that hold a place of a limit, reserved or taken."""
+        ...
+
+    def announce(self, asker: str, note: Note | None) -> None:
+        """Store what an executor tells about its limits, for `NOTE_KEPT` seconds; with None, forget it."""
+        ...
+
+    def limits_in_use(self) -> tuple[LimitStatus, ...]:
+        """Return the limits of all executors, and how many of their places are in use."""
         ...
 
     def close(self) -> None: ...

@@ -3,6 +3,7 @@
 celeriac-limit-NAME:tasks          the tasks that hold a place, each with the time in ms until which it does
 celeriac-limit-NAME:tasks:holders  those that a worker has taken until they end, with its lease and the delivery
 celeriac-limit-NAME:tasks:waiting  the executors that were refused, with the times of their first and last request
+celeriac-limit-executors           the note of each executor about its limits, after its time in ms
 
 Each name has the prefix of the settings before it. A limit may have any name: so each kind of key has an end of its
 own.
@@ -17,6 +18,7 @@ import msgspec
 from celery import Celery
 from kombu.utils.encoding import bytes_to_str
 
+from celeriac.backend.claims.place_use import NOTE_KEPT, LimitStatus, Note, PlacesOfLimit, limits_of
 from celeriac.backend.claims.places import (
     KILLED_KEPT,
     POLL_INTERVAL,
@@ -30,6 +32,8 @@ from celeriac.backend.per_process import PerProcess
 from celeriac.backend.redis_client import make_client
 from celeriac.broker.redis_keys import BackendKeys
 from celeriac.executor.limit import PlaceRequest, Refusal
+
+UNTIL_END = 1e15  # ms since the epoch; the same as in the scripts
 
 COMMON = """
 local asked = cjson.decode(ARGV[1])
@@ -218,6 +222,52 @@ end
 )
 
 
+ANNOUNCE = (
+    COMMON
+    + """
+local key = asked.prefix .. 'executors'
+if fails('HLEN', key) then redis.call('DEL', key) end
+local notes = redis.call('HGETALL', key)
+for i = 1, #notes, 2 do
+    local at = tonumber(string.match(notes[i + 1], '^(%d+)|'))
+    if not at or now - at > asked.note_kept then redis.call('HDEL', key, notes[i]) end
+end
+if asked.note == '' then
+    redis.call('HDEL', key, asked.asker)
+else
+    redis.call('HSET', key, asked.asker, string.format('%.0f', now) .. '|' .. asked.note)
+    redis.call('PEXPIRE', key, asked.note_kept)
+end
+"""
+)
+
+LIMITS_IN_USE = """
+local prefix, note_kept = ARGV[1], tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local later = '(' .. string.format('%.0f', now)
+local notes, places, seen = {}, {}, {}
+local stored = redis.pcall('HVALS', prefix .. 'executors')
+for _, entry in ipairs(stored.err and {} or stored) do
+    local at, text = string.match(entry, '^(%d+)|(.*)$')
+    local is_note, note = pcall(cjson.decode, text or '')
+    if is_note and now - tonumber(at) <= note_kept then
+        table.insert(notes, text)
+        for _, limit in ipairs(note.limits) do
+            local key = prefix .. limit[1] .. ':tasks'
+            if not seen[key] then
+                seen[key] = true
+                local used = redis.pcall('ZCOUNT', key, later, '+inf')
+                local first = redis.pcall('ZRANGEBYSCORE', key, later, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+                table.insert(places, {limit[1], type(used) == 'number' and used or 0, first[2] or ''})
+            end
+        end
+    end
+end
+return {notes, places}
+"""
+
+
 class RedisPlaces:
     def __init__(self, app: Celery, *, timeout: float) -> None:
         """`timeout`, in seconds, bounds one operation."""
@@ -264,6 +314,13 @@ class RedisPlaces:
         members = self._client.get().zrange(f"{self._shared['prefix']}{name}:tasks", 0, -1)
         return {bytes_to_str(member) for member in members}
 
+    def announce(self, asker: str, note: Note | None) -> None:
+        text = "" if note is None else msgspec.json.encode(note).decode()
+        self._run(ANNOUNCE, {"asker": asker, "note": text, "note_kept": milliseconds(NOTE_KEPT)})
+
+    def limits_in_use(self) -> tuple[LimitStatus, ...]:
+        return limits_in(self._client.get().eval(*limits_in_use_call(str(self._shared["prefix"]))))
+
     def close(self) -> None:
         if (client := self._client.take()) is not None:
             client.close()
@@ -272,6 +329,21 @@ class RedisPlaces:
         client = self._client.get()
         values = {**self._shared, "reservation": milliseconds(self.reservation), **values}
         return client.register_script(script)(args=[msgspec.json.encode(values)])
+
+
+def limits_in_use_call(prefix: str) -> tuple[str, int, str, int]:
+    """Return the arguments of EVAL for what `limits_in` decodes."""
+    return LIMITS_IN_USE, 0, prefix, milliseconds(NOTE_KEPT)
+
+
+def limits_in(reply: Any) -> tuple[LimitStatus, ...]:
+    """Return the limits of a reply of the script."""
+    notes, found = reply
+    places = {}
+    for name, used, first_end in found:
+        end = float(first_end) if first_end else None
+        places[bytes_to_str(name)] = PlacesOfLimit(used, None if end is None or end >= UNTIL_END else end / 1_000)
+    return limits_of([msgspec.json.decode(note, type=Note) for note in notes], places)
 
 
 def fields_of(request: PlaceRequest) -> dict[str, Any]:
