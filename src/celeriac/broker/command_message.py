@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from celeriac.task.sent_file import SentFile
 from celeriac.task.task import Secret, Task
 from celeriac.telemetry.telemetry import Telemetry
 
@@ -31,10 +30,13 @@ def command_message(task: Task) -> dict[str, Any]:
         message["stdin"] = str.__str__(task.stdin)
         if isinstance(task.stdin, Secret):
             message["stdin_is_secret"] = True
-    if isinstance(task.stdin_file, SentFile):
-        message["stdin_data"] = task.stdin_file.read()
-    elif task.stdin_file is not None:
-        message["stdin_file"] = task.stdin_file
+    if task.stdin_file is not None:
+        from celeriac.task.sent_file import SentFile  # late: few tasks have an input
+
+        if isinstance(task.stdin_file, SentFile):
+            message["stdin_data"] = task.stdin_file.read()
+        else:
+            message["stdin_file"] = task.stdin_file
     if task.cpus is not None:
         message["cpus"] = task.cpus
     if task.memory is not None:

@@ -23,7 +23,6 @@ from celeriac.executor.interfaces import TaskRecord, UnfinishedTask
 from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
 from celeriac.task.result import Execution
-from celeriac.task.sent_file import SentFile
 from celeriac.task.state import State
 from celeriac.task.task import NO_ENV, Secret, Task, is_unicode
 
@@ -180,7 +179,7 @@ def encode_payload(task: Task) -> str:
     stored.env = stored_env(task.env) if task.env else {}
     if isinstance(task.stdin, Secret):
         stored.stdin = StoredSecret(task.stdin.reveal())
-    if isinstance(task.stdin_file, SentFile):
+    if task.stdin_file is not None and type(task.stdin_file) is not str:
         stored.stdin_file = StoredSentFile(str.__str__(task.stdin_file))
     return encode(stored)
 
@@ -200,6 +199,8 @@ def decode_task(key: Any, row: Any) -> Task:
         if isinstance(stored.stdin, StoredSecret):
             values["stdin"] = Secret(stored.stdin.secret)
         if isinstance(stored.stdin_file, StoredSentFile):
+            from celeriac.task.sent_file import SentFile  # late: few tasks have one
+
             values["stdin_file"] = SentFile(stored.stdin_file.sent_file)
         return Task(key=key, id=row.id, priority=row.priority, attempt=row.attempt, lost=row.lost, **values)
 
