@@ -78,14 +78,14 @@ def in_turns(one: Callable[[], Cost], other: Callable[[], Cost], rounds: int) ->
     return pairs
 
 
-def compared(what: str, count: int, pairs: list[tuple[Cost, Cost]]) -> Row:
+def compared(what: str, count: int, pairs: list[tuple[Cost, Cost]], *, bar: float | None = LEAST) -> Row:
+    """Return the row of both parties. Without a bar they are only compared."""
     ratios = [without["wall"] / with_["wall"] for with_, without in pairs]
     ratio = statistics.median(ratios)
     scatter = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f} in {len(ratios)} rounds)"
     with_, without = ([pair[side] for pair in pairs] for side in (0, 1))
-    return Row(
-        what, told(with_, count), f"without: {told(without, count)}", scatter, f"{LEAST:g}", at_least(ratio, LEAST)
-    )
+    shown, reached = ("", None) if bar is None else (f"{bar:g}", at_least(ratio, bar))
+    return Row(what, told(with_, count), f"without: {told(without, count)}", scatter, shown, reached)
 
 
 def told(costs: list[Cost], count: int) -> str:

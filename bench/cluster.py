@@ -6,6 +6,7 @@ sync-redis, sync-postgresql     ─► following
 end-to-end                      ─► end_to_end
 remote-output                   ─► remote_output
 claims-…                        ─► claiming
+limits-…                        ─► limiting
 lease-writes-…, worker-…        ─► leases
 cancel-…                        ─► cancelling
 takeover                        ─► takeover
@@ -22,7 +23,7 @@ from importlib.metadata import version
 
 from tests.support.servers import PostgresServer, RabbitServer, RedisServer
 
-from bench import airflow_worker, claiming, door, leases, remembering, remote_output
+from bench import airflow_worker, claiming, door, leases, limiting, remembering, remote_output
 from bench.backends import OnPostgres, OnRedis
 from bench.brokers import RabbitBroker, RedisBroker
 from bench.cancelling import cancelling
@@ -86,6 +87,8 @@ def parts(servers: Servers, rounds: int, sizes: list[int]) -> dict[str, Callable
         "claims-redis": lambda: claiming.commands(on_redis(), rounds),
         "claims-rabbitmq": lambda: claiming.commands(on_rabbit(), rounds),
         "claims-no-ops": lambda: claiming.no_ops(on_redis(), rounds),
+        "limits-redis": lambda: limiting.commands(on_redis(), rounds),
+        "limits-rabbitmq": lambda: limiting.commands(on_rabbit(), rounds),
         "lease-writes-redis": lambda: leases.writes_on_redis(servers.redis),
         "lease-writes-postgresql": lambda: leases.writes_on_postgres(servers.postgres, servers.redis.url),
         "worker-death-redis": lambda: leases.deaths(on_redis(), rounds),

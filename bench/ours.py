@@ -22,11 +22,13 @@ from celeriac.broker.publishers import publisher_for
 from celeriac.broker.task_message import signed_message_factory
 from celeriac.cluster.cluster import Cluster
 from celeriac.cluster.revoker import ControlRevoker
+from celeriac.config.rate import MAX_NUMBER
 from celeriac.executor.interfaces import Publisher, ResultReader, Sent
 
 ROOM = 1_000_000  # slots
 TIMEOUT = 60.0  # seconds for one batch: outages are not measured here
 COMMAND = ("/bin/echo", "x" * 980)
+LIMITED_KEY = "db"
 RESULT_TIMEOUT = 300.0  # seconds that any result may take
 
 
@@ -123,14 +125,16 @@ class Ours:
             executor = self._new_executor(self._no_ops, reader)
             return cost_of(lambda: run(executor, count, queue))
 
-    def run_commands(self, count: int, queue: str, claims: bool) -> dict[str, float]:
-        """Measure the same on `celeriac worker` processes. Without claims the executor knows of no leases either."""
+    def run_commands(self, count: int, queue: str, claims: bool, limited: bool = False) -> dict[str, float]:
+        """Measure the same on `celeriac worker` processes. Without claims the executor knows of no leases either. With
+        `limited` each task has a key whose limit is never reached."""
         with nullcontext() if claims else patch("celeriac.cluster.cluster.claims_for", return_value=None):
-            cluster = Cluster.from_app(self._app, config=Config(parallelism=ROOM))
+            config = Config(parallelism=ROOM, concurrency_limits={LIMITED_KEY: MAX_NUMBER} if limited else {})
+            cluster = Cluster.from_app(self._app, config=config)
         with cluster:
             executor = cluster.executor()
             run(executor, 8, queue)  # now the executor knows the workers
-            return cost_of(lambda: run(executor, count, queue))
+            return cost_of(lambda: run(executor, count, queue, LIMITED_KEY if limited else None))
 
     def first_results(self, count: int) -> list[float]:
         """Return the seconds from `queue_task` to the success event, for one task after another."""
@@ -145,9 +149,9 @@ class Ours:
         )
 
 
-def run(executor: CeleryExecutor, count: int, queue: str) -> None:
+def run(executor: CeleryExecutor, count: int, queue: str, concurrency_key: str | None = None) -> None:
     for n in range(count):
-        executor.queue_task(Task(key=n, command=("/bin/true",), queue=queue))
+        executor.queue_task(Task(key=n, command=("/bin/true",), queue=queue, concurrency_key=concurrency_key))
     until = time.monotonic() + RESULT_TIMEOUT
     ended = 0
     while ended < count:

@@ -35,6 +35,8 @@ SECTIONS = {
         "claims-redis",
         "claims-rabbitmq",
         "claims-no-ops",
+        "limits-redis",
+        "limits-rabbitmq",
         "lease-writes-redis",
         "lease-writes-postgresql",
         "worker-death-redis",
