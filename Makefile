@@ -47,9 +47,10 @@ test-faults: $(VENV)/dev  ## Hundreds of random faults under load, and each refu
 	CELERIAC_LONG=1 $(BIN)/pytest -n 2 --timeout 3600 -rP --log-level=info -m fault
 
 SEEDS ?= 1..10000
+OPTIONS ?=
 
-simulate: $(VENV)/dev  ## Histories of executors and workers under random faults and a virtual clock: SEEDS=1..10000
-	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds $(SEEDS)
+simulate: $(VENV)/dev  ## Histories of executors and workers under faults and a virtual clock: SEEDS=1..10000 OPTIONS=--decisions
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds $(SEEDS) $(OPTIONS)
 
 simulate-changes: $(VENV)/dev  ## Changes of the code that break the protocol: which histories find each: SEEDS=1..10000
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation.teeth --seeds $(SEEDS)

@@ -13,8 +13,15 @@ servers     broker, result backend and ledger, with the semantics of the real on
 worker      a worker process
 supervisor  its supervisor, and the commands
 scheduler   a process with an executor
-faults      what is killed, frozen, stopped and cut
-history     one history: the parts, the invariants, the story
+jobs        the tasks, and what their commands do
+faults      what is killed, frozen, stopped, cut and drained, also in the middle of a request
+invariants  what must hold at each step
+history     one history: the parts, the faults, the end
+runner      many histories in several processes, and the shrinking of one with a violation
+decisions   which branches of the pure decisions were taken
+changes     planted changes of the code that break the protocol
+teeth       which histories find each of them
 
-`python -m tests.simulation --help` runs many seeds. The same seed makes the same history, bit for bit.
+`python -m tests.simulation --help` runs many seeds, `python -m tests.simulation.teeth` tries the changes.
+The same seed makes the same history, bit for bit.
 """

@@ -72,7 +72,7 @@ def terminate_worker(history: History) -> str | None:
     if not (workers := alive(history)):
         return None
     worker = history.chance.choice(workers)
-    request = history.chance.choice(list(Request))
+    request = history.chance.choice((*Request, Request.QUIT))
     worker.terminate(request)
     later(history, history.chance.uniform(0, 20), history.start_worker)
     return f"{worker.name} is asked to shut down: {request.name}"
@@ -241,7 +241,7 @@ POINTS = {
     "delete": 1,
     "claim": 4,
     "renew": 2,
-    "release": 1,
+    "release": 4,
     "broadcast": 2,
     "cancel": 2,
     "read": 1,
@@ -258,6 +258,7 @@ FAULTS = (
     kill_supervisor,
     freeze_worker,
     suspend_machine,
+    terminate_worker,
     terminate_worker,
     kill_scheduler,
     freeze_scheduler,

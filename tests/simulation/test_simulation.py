@@ -15,9 +15,9 @@ from tests.simulation.changes import CHANGES, NAMES
 ROOT = Path(__file__).parents[2]
 SOME = "1..60"
 FOUND_SOON = (
-    *("no-claim", "same-token", "no-fence", "hasty-detector", "timers-go-on", "one-look", "no-scan", "no-resend"),
-    *("claim-of-the-dead", "claim-of-the-fenced", "cancel-claimed", "no-slots", "first-come", "needs-any-end"),
-    "retry-in-drain",
+    *("no-claim", "claim-of-the-cancelled", "claim-of-the-fenced", "same-token", "renewal-of-the-dead", "no-fence"),
+    *("cancel-claimed", "hasty-detector", "timers-go-on", "one-look", "no-scan", "no-resend", "no-slots"),
+    *("first-come", "needs-any-end", "retry-in-drain"),
 )
 """Changes that few histories find. The long run has all of them."""
 
