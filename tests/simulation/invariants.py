@@ -197,6 +197,11 @@ class WatchedClaims:
             self._renewed_at[lease.holder] = self._history.world.now
         return reply
 
+    def end_lease(self, holder: str) -> None:
+        """End a lease. From now on it makes no difference whether its worker is declared dead."""
+        self._claims.end_lease(holder)
+        self._renewed_at.pop(holder, None)
+
     def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
         if not self._claims.declare_dead(holder, heartbeat_count):
             return False
