@@ -219,7 +219,7 @@ def test_an_observation_falls_into_the_bucket_of_its_upper_bound(seconds, bucket
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_the_names_follow_the_rules_of_prometheus(metric):
     assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
-    assert set(metric.labels) <= {"queue", "state", "reason", "worker", "route", "status"}
+    assert set(metric.labels) <= {"queue", "state", "reason", "worker", "route", "status", "limit"}
     assert metric.bounds == tuple(sorted(metric.bounds))
     assert bool(metric.bounds) == (metric.kind is Kind.HISTOGRAM)
     assert metric.help.endswith(".")
