@@ -62,7 +62,7 @@ def test_the_dashboard_shows_each_metric_of_tasks():
     shown = {name for expression in expressions(DASHBOARD) for name, _ in SELECTOR.findall(expression)}
     left_out = [metric.name for metric in METRICS if not shown.intersection(names_of(metric))]
     assert left_out == [
-        *("oldest_queued_seconds", "publish_unconfirmed_total"),
+        *("oldest_queued_seconds", "limit_places", "limit_places_held", "publish_unconfirmed_total"),
         *("worker_draining", "worker_paused", "worker_started_total", "worker_run_seconds"),
         *("web_requests_total", "web_request_seconds", "web_viewers", "web_topics"),
         *("web_poll_seconds", "web_poll_age_seconds"),
