@@ -245,6 +245,14 @@ def test_a_worker_whose_first_two_renewals_meet_is_not_dead(lease, tmp_path, mon
         assert claims.leases()[lease.holder].heartbeat_count == 2
 
 
+def test_a_worker_that_was_declared_dead_gets_no_claim(store, task_id, lease):
+    store.claims.renew(lease)
+    assert store.other.declare_dead(lease.holder, store.other.leases()[lease.holder].heartbeat_count)
+    assert claim(store.claims, task_id, lease.holder) == Superseded()
+    assert store.other.read([task_id]) == {}
+    assert isinstance(claim(store.other, task_id, "w2"), Granted)
+
+
 def test_a_worker_without_a_lease_can_be_declared_dead(store, lease):
     assert store.other.declare_dead(lease.holder, None)
     assert store.claims.renew(lease) == DeclaredDead()

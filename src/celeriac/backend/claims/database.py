@@ -130,9 +130,17 @@ class DatabaseClaims:
             if (claim.holder, claim.delivery) != (holder, delivery):
                 return AlreadyClaimed(claim.holder)
             token = claim.token
+        if self._is_dead(holder):  # what it claims now may escape those who look for its claims
+            mine = and_(CLAIMS.c.task_id == task_id, CLAIMS.c.holder == holder, CLAIMS.c.fenced == false())
+            self._run(delete(CLAIMS).where(mine))
+            return Superseded()
         if started_info is not None:
             self._backend.store_result(task_id, dict(started_info), states.STARTED, request=request)
         return Granted(token)
+
+    def _is_dead(self, holder: str) -> bool:
+        is_dead = and_(LEASES.c.holder == holder, LEASES.c.standing == LeaseState.DEAD)
+        return self._run(select(LEASES.c.holder).where(is_dead)).first() is not None
 
     def release(self, task_id: str, *, holder: str) -> bool:
         is_held = and_(CLAIMS.c.task_id == task_id, CLAIMS.c.holder == holder, CLAIMS.c.fenced == false())
