@@ -107,3 +107,21 @@ def test_term_is_sent_once_for_each_reason(monkeypatch):
         for _ in range(3):
             pool_control.supersede(request)
     assert sent == [(12, signal.SIGTERM)] * 2
+
+
+def test_a_workload_that_is_about_to_be_handed_back_is_not_killed(monkeypatch):
+    """Let a child begin the next workload while the others are ended: it finds the marker, and hands it back."""
+    sent = []
+    monkeypatch.setattr(prefork_control, "send_signal", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr(prefork_control, "kill_descendants", lambda pid: False)
+    first, stubborn, late = (
+        SimpleNamespace(id=name, worker_pid=pid, end_reasons=frozenset())
+        for name, pid in zip("abc", (1, 2, 1), strict=True)
+    )
+    looks = iter([[first, stubborn]])
+    monkeypatch.setattr(prefork_control, "running_requests", lambda: next(looks, [stubborn, late]))
+    with closing(WorkloadPoolControl(0.3)) as pool_control:
+        pool_control.take_no_more()
+        pool_control.end()
+    assert sent == [(1, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)]
+    assert late.end_reasons == frozenset()

@@ -87,7 +87,9 @@ class WorkloadPoolControl:
         (self._folder / SHUTTING_DOWN).touch()
 
     def end(self) -> None:
-        """End all workloads. Return when they have ended or were killed."""
+        """End all workloads. Return when they have ended or were killed.
+
+        A child that has become free may have begun another one meanwhile: it is about to hand that back."""
         requests = running_requests()
         (self._folder / GRACE_OVER).touch()
         for request in requests:
@@ -96,7 +98,8 @@ class WorkloadPoolControl:
         deadline = time.monotonic() + self._cleanup_time
         while requests and time.monotonic() < deadline:
             time.sleep(END_POLL_INTERVAL)  # Celery has no event for the end of a request
-            requests = running_requests()
+            running = running_requests()
+            requests = [request for request in requests if request in running]
         for request in requests:
             if not kill_descendants(request.worker_pid):
                 send_signal(request.worker_pid, signal.SIGKILL)
