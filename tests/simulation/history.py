@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from celeriac import surviving_loop
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.surviving_loop import Survivor
 from celeriac.task.state import State
@@ -283,6 +284,7 @@ def run_history(seed: int, only_faults: Collection[int] | None = None) -> Histor
         raise violation from None
     finally:
         kill_all(history)
+        surviving_loop.started.clear()  # those that a process of its own would take with it
         worlds.pop()
         runs.pop()
     return history
