@@ -134,6 +134,24 @@ def test_a_worker_that_has_gone_gives_its_tasks_no_more_room(broker, clock):
     assert sent(broker) == ["a", "b", "c"]
 
 
+def test_what_was_in_flight_before_the_workers_were_known_counts(broker, clock):
+    workers = Workers(one=2)
+    first = executor_for(workers, broker, clock)
+    queue(first, "a", "b", cpus=1)
+    first.heartbeat()
+    known, workers.now = workers.now, None
+    second = executor_for(workers, broker, clock)
+    second.adopt_tasks(list(broker.messages))
+    queue(second, "c", cpus=1)
+    second.heartbeat()
+    workers.now = known
+    beat(second, clock)
+    assert sent(broker) == ["a", "b"]
+    broker.succeed("a")
+    beat(second, clock)
+    assert sent(broker) == ["a", "b", "c"]
+
+
 def test_a_large_task_is_not_starved_by_smaller_ones_at_several_workers(broker, clock):
     executor = executor_for(Workers(one=4, two=4), broker, clock)
     queue(executor, *(f"small-{number}" for number in range(8)), cpus=1)

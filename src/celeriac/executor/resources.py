@@ -33,7 +33,7 @@ class Resources:
         self._serving: dict[str, list[str]] = {}
         """The workers of each queue that was asked for."""
 
-        self._taken: dict[TaskKey, tuple[str, Amounts]] = {}
+        self._taken: dict[TaskKey, tuple[Task, str, Amounts]] = {}
         self._in_use: dict[str, Amounts] = {}
         self._chosen: tuple[TaskKey, str] | None = None
 
@@ -51,6 +51,10 @@ class Resources:
         shares = None if self._find is None else self._find()
         if shares is not self._shares:
             self._shares, self._serving = shares, {}
+            for task, worker, needs in [*self._taken.values()]:
+                if worker not in (shares or {}):  # not known when it was adopted, or gone: it runs elsewhere
+                    self.give_back(task.key)
+                    self.take(task, needs)
 
     @property
     def workers_are_known(self) -> bool:
@@ -107,17 +111,17 @@ class Resources:
         chosen, self._chosen = self._chosen, None
         if chosen is not None and chosen[0] == task.key:
             worker = chosen[1]
-        else:  # it is in flight already: adopted, or sent without a batch
+        else:  # it is in flight already
             fitting = Room(0, self).best_place(task, needs)
             worker = fitting or next(self.could_start(task, needs), HERE)
-        self._taken[task.key] = (worker, needs)
+        self._taken[task.key] = (task, worker, needs)
         self._in_use[worker] = self._in_use.get(worker, NOTHING).plus(needs)
 
     def give_back(self, key: TaskKey) -> None:
         """Take back what a task holds."""
         if (taken := self._taken.pop(key, None)) is None:
             return
-        worker, needs = taken
+        _, worker, needs = taken
         left = self._in_use[worker].minus(needs)
         if left == NOTHING:
             del self._in_use[worker]
