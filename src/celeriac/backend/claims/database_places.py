@@ -151,7 +151,7 @@ class DatabasePlaces:
                 with self._engine.get().begin() as connection:
                     return self._try(connection, names, change, holders)
             except (ChangedMeanwhile, IntegrityError):
-                time.sleep(0.002 * min(tries, 10))
+                time.sleep(0.002 * min(tries, 10))  # no event tells that the other transaction has ended
             except DatabaseError as error:
                 if error.connection_invalidated or not make_missing_tables(self._engine.get(), TABLES):
                     raise
