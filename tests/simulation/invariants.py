@@ -77,7 +77,9 @@ class Invariants:
             fail(f"{key} starts with token {token} after token {job.token}")
         job.token = token
         for need in job.task.needs:
-            if not self._jobs[str(need)].has_succeeded:
+            # Also under a claim that was fenced: its loss may never have been told, because the executor was killed.
+            ids = [one.request.id for _, one in self._jobs[str(need)].starts]
+            if not any(map(self._history.store.has_success_of, ids)):
                 fail(f"{key} starts, and {need} has not succeeded")
 
     def _check_slots(self) -> None:
