@@ -224,6 +224,18 @@ class LeaseManager:
         )
         return True if released is None else released
 
+    def is_fenced(self, task_id: str) -> bool:
+        """Return whether a task was declared lost. While the store is unavailable or refuses, try again for
+        `RELEASE_TIMEOUT`; then return False."""
+        deadline = time.monotonic() + RELEASE_TIMEOUT
+
+        def attempt() -> tuple[bool]:
+            claim = self.claims.read([task_id]).get(task_id)
+            return (claim is not None and claim.fenced,)
+
+        (is_fenced,) = self._retry.call_until(attempt, lambda: time.monotonic() >= deadline) or (False,)
+        return is_fenced
+
     # — for the worker —
 
     def start(self, worker: Worker) -> None:

@@ -141,11 +141,15 @@ def token_of(reply: ClaimReply | NoPlace | None, labels: dict[str, Any], log: Ca
 def release_claim(lease_manager: LeaseManager, task: Any, failure: CommandFailed) -> None:
     """Release the claim of a command that was cut short, and store that the task waits again.
 
-    Raises `CommandFailed` if the task was cancelled meanwhile.
+    Raises `CommandFailed` if the task was cancelled meanwhile, and `Ignore` if it runs elsewhere.
     """
     task.backend.store_result(task.request.id, failure, states.RETRY, request=task.request)
-    if not lease_manager.release(task.request.id):
-        raise CommandFailed(not_run(Reason.REVOKED, "revoked while its worker shut down")) from None
+    if lease_manager.release(task.request.id):
+        return
+    if lease_manager.is_fenced(task.request.id):
+        log_event("dropped", id=task.request.id, why="its worker was declared dead meanwhile")
+        raise Ignore from None
+    raise CommandFailed(not_run(Reason.REVOKED, "revoked while its worker shut down")) from None
 
 
 def leave_places(lease_manager: LeaseManager | None, request: Any) -> None:
