@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -40,9 +39,6 @@ from celeriac.task.result import Reason, Result
 from celeriac.task.state import TRANSITIONS, State
 from celeriac.task.task import Task, TaskKey, new_task_id
 from celeriac.telemetry.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    pass
 
 NEVER_RAN = "never ran: the executor ended"
 SET_BY_CALLERS = {State.QUEUED, State.RUNNING, State.SUCCESS, State.FAILED}

@@ -229,12 +229,11 @@ class LeaseManager:
         `RELEASE_TIMEOUT`; then return False."""
         deadline = time.monotonic() + RELEASE_TIMEOUT
 
-        def attempt() -> tuple[bool]:
+        def attempt() -> bool:
             claim = self.claims.read([task_id]).get(task_id)
-            return (claim is not None and claim.fenced,)
+            return claim is not None and claim.fenced
 
-        (is_fenced,) = self._retry.call_until(attempt, lambda: time.monotonic() >= deadline) or (False,)
-        return is_fenced
+        return bool(self._retry.call_until(attempt, lambda: time.monotonic() >= deadline))
 
     # — for the worker —
 
