@@ -56,7 +56,7 @@ class History:
         random = world.random
         self.network = Network(self.world)
         self.broker = Broker(self.world, random.choice(("redis", "amqp")))
-        self.store = Store(self.world)
+        self.store = Store(self.world, keeps_success=Random(f"{seed} results").random() < 0.7)
         self.ledger, self.ledger_server, self.ledger_owner = MemoryLedger(), Server(self.world, "ledger"), 0
         self.late_binding = random.random() < 0.7
         self.parallelism = random.choice((1, 2, 3, 6))

@@ -99,8 +99,11 @@ class Broker(Server):
 class Store(Server):
     """Results, claims and leases."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, *, keeps_success: bool = True) -> None:
+        """`keeps_success` says whether a success stays: Redis keeps it, and so do databases since Celery 5.7. Before,
+        a database replaced it, too."""
         super().__init__(world, "store")
+        self._keeps_success = keeps_success
         self.results: dict[str, Result | Unreadable] = {}
         self.claims = MemoryClaims(on_cancelled=self._on_cancelled)
         self.readers: list[Callable[[str], None]] = []
@@ -113,9 +116,9 @@ class Store(Server):
         """Called with the id of each attempt whose success is stored while its claim is good."""
 
     def put(self, task_id: str, result: Result) -> None:
-        """Store a result. Celery's backends replace any but a success."""
+        """Store a result in place of the one before."""
         stored = self.results.get(task_id)
-        if isinstance(stored, Result) and stored.state is State.SUCCESS:
+        if self._keeps_success and isinstance(stored, Result) and stored.state is State.SUCCESS:
             return
         self.results[task_id] = result
         if result.state.is_final:
