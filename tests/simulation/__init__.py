@@ -11,8 +11,10 @@ primitives  what stands in for `threading`, `queue` and `time` while a history r
 network     what a request to a server meets on its way: delay, loss, refusal, partition
 servers     broker, result backend and ledger, with the semantics of the real ones
 worker      a worker process
-supervisor  its supervisor, and the commands
+supervisor  its supervisor, and the commands; `command_runner` is the worker's client of it
 scheduler   a process with an executor
+clients     what the executor sees of the broker, the result backend and the ledger
+cluster     what it sees of the workers and the queues
 jobs        the tasks, and what their commands do
 faults      what is killed, frozen, stopped, cut and drained, also in the middle of a request
 invariants  what must hold at each step

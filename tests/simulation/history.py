@@ -20,12 +20,13 @@ from celeriac.ledger.memory import MemoryLedger
 from celeriac.surviving_loop import Survivor
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
+from tests.simulation.cluster import Session, ask_workers
 from tests.simulation.faults import FAULTS, strike
 from tests.simulation.invariants import Invariants, WatchedClaims
 from tests.simulation.jobs import new_jobs
 from tests.simulation.network import Network, Remote, Server
 from tests.simulation.primitives import simulated, worlds
-from tests.simulation.scheduler import Session, SimulatedScheduler, ask_workers
+from tests.simulation.scheduler import SimulatedScheduler
 from tests.simulation.servers import Broker, Store
 from tests.simulation.worker import SimulatedWorker, active_here, probe_here, reserved_here
 from tests.simulation.world import NoRest, Process, World

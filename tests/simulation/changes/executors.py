@@ -20,7 +20,7 @@ from celeriac.task.result import Reason
 from celeriac.task.state import State
 from celeriac.task.task import Task
 from tests.simulation.changes.change import change
-from tests.simulation.scheduler import OwnedLedger
+from tests.simulation.clients import OwnedLedger
 
 REAL_ADOPT, REAL_RESUME = Recovery._adopt, Recovery.resume
 REAL_FLUSH = PendingRevokes.flush
