@@ -13,6 +13,7 @@ servers     broker, result backend and ledger, with the semantics of the real on
 worker      a worker process
 supervisor  its supervisor, and the commands; `command_runner` is the worker's client of it
 scheduler   a process with an executor
+parts       its executor, with all that it reads and writes
 clients     what the executor sees of the broker, the result backend and the ledger
 cluster     what it sees of the workers and the queues
 jobs        the tasks, and what their commands do

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from celeriac.backend.claims.lease_monitor import LeaseMonitor
-from celeriac.cluster.lost_tasks.detector import ThreadedLostTaskDetector
-from celeriac.cluster.revoker import ControlRevoker
-from celeriac.config.executor_config import Config
 from celeriac.errors import LedgerLost, LedgerUnavailable
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.task.task import TaskKey
-from tests.simulation.clients import OwnedLedger, SimulatedPublisher, SimulatedResults
-from tests.simulation.cluster import SimulatedQueues, Workers
-from tests.simulation.primitives import here, monotonic, sleep
+from tests.simulation.clients import OwnedLedger
+from tests.simulation.parts import ClusterParts
+from tests.simulation.primitives import sleep
 from tests.simulation.world import Process
 
 if TYPE_CHECKING:
@@ -52,38 +47,9 @@ class SimulatedScheduler:
         self.process.kill()
 
     def _make_executor(self) -> CeleryExecutor:
-        history = self.history
-        results = SimulatedResults(history, self.process)
-        workers = Workers(history)
-        leases = LeaseMonitor(history.remote_claims(), on_news=results.wake)
-        workers.leases = leases
-        app: Any = SimpleNamespace(
-            conf=SimpleNamespace(worker_enable_remote_control=True),
-            control=SimpleNamespace(revoke=history.broadcast_revoke),
-        )
-        detector = ThreadedLostTaskDetector(
-            app,
-            queues=SimulatedQueues(history, workers),
-            workers=workers,  # type: ignore[arg-type]
-            leases=leases,
-            timeout=2.0,
-            on_found=results.wake,
-        )
-        revoker = ControlRevoker(app, claims=history.remote_claims(), timeout=2.0, on_revoked=results.hint)
-        self.ledger, publisher = OwnedLedger(history), SimulatedPublisher(history)
-        executor = publisher.executor = CeleryExecutor(
-            Config(parallelism=history.parallelism, search_interval=history.search_interval),
-            publisher=publisher,
-            results=results,
-            revoker=revoker,
-            capacity=workers if history.late_binding else None,
-            lost_task_detector=detector,
-            ledger=self.ledger,
-            clock=monotonic,
-            wall_clock=here().process.wall,
-            random=history.world.random,
-        )
-        executor.recover(ended=history.ends())
+        self.ledger = OwnedLedger(self.history)
+        executor = ClusterParts(self.history, self.process).executor(self.ledger)
+        executor.recover(ended=self.history.ends())
         return executor
 
     def _drive(self, executor: CeleryExecutor) -> None:
