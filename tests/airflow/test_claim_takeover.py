@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 from celery import states
+from celery.exceptions import Ignore, Reject
 
 from celeriac.airflow import claim_takeover
+from celeriac.airflow.api_server import NotStarted
 from celeriac.airflow.claim_takeover import TAKEOVER_TIMEOUT, HolderState, HolderWatch, claim_or_take_over
 from celeriac.airflow.prefork_control import WorkloadPoolControl
+from celeriac.airflow.task import hand_back_unstarted
 from celeriac.backend.claims.claim import AlreadyClaimed, Granted, Lease, LeaseRecord, LeaseState, Superseded
 from celeriac.backend.claims.memory import MemoryClaims
+from celeriac.errors import CommandFailed
 from celeriac.worker.lease_manager import LeaseManager, SharedLease
 
 OTHER = Lease(holder="other", name="celery@other", host="other", pid=1, boot_id="b", queues=("default",), slots=1)
@@ -136,3 +140,19 @@ def test_undecided_task_does_not_count_as_running(scene, monkeypatch):
     scene.claim()
     assert set(observed) == {False}
     assert scene.pool_control.has_started(request)
+
+
+@pytest.mark.parametrize(
+    ("what", "raised"), [(None, Reject), ("cancelled", CommandFailed), ("fenced", Ignore)], ids=lambda value: str(value)
+)
+def test_task_that_is_handed_back_is_revoked_only_if_it_was_cancelled(scene, what, raised):
+    scene.claims.release(ID, holder=OTHER.holder)
+    scene.claim()
+    if what == "cancelled":
+        scene.claims.cancel([ID])
+    elif what == "fenced":
+        scene.claims.fence(list(scene.claims.read([ID]).values()))
+    backend = SimpleNamespace(store_result=lambda *_, **__: None)
+    task = SimpleNamespace(request=SimpleNamespace(id=ID, argsrepr=""), backend=backend)
+    with pytest.raises(raised):
+        hand_back_unstarted(task, None, scene.lease_manager, NotStarted("the API server was unavailable"))

@@ -160,6 +160,9 @@ def hand_back_unstarted(task: Any, workload: Any, lease_manager: LeaseManager | 
     if lease_manager is not None:
         task.backend.store_result(task.request.id, failure, states.RETRY, request=task.request)
         if not lease_manager.release(task.request.id):
+            if lease_manager.is_fenced(task.request.id):
+                log_event("dropped", **labels, why="its worker was declared dead meanwhile")
+                raise Ignore from None
             raise CommandFailed(not_run(Reason.REVOKED, "revoked before it started")) from None
     if failure.token_has_expired:
         log_event("dropped", **labels, why=str(failure))
