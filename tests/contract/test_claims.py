@@ -40,7 +40,7 @@ from celeriac.server_errors import ServerProblem, is_server_error, problem_of
 from tests.support.cli_runner import until
 from tests.support.proxy import Proxy
 
-pytestmark = pytest.mark.celery
+pytestmark = [pytest.mark.celery, pytest.mark.filterwarnings("ignore:Call to deprecated setex")]  # by Celery
 
 LEASE = Lease(holder="w1", name="one@here", host="here", pid=1, boot_id="b", queues=("default",), slots=4)
 
@@ -48,8 +48,10 @@ LEASE = Lease(holder="w1", name="one@here", host="here", pid=1, boot_id="b", que
 class Store:
     """A store with two clients, as two processes have them, and the state of a task's result in Celery."""
 
-    def __init__(self, one: Claims, other: Claims, state_of: Callable[[str], str]) -> None:
-        self.claims, self.other, self.state_of = one, other, state_of
+    def __init__(
+        self, one: Claims, other: Claims, state_of: Callable[[str], str], set_state: Callable[[str, str], object]
+    ) -> None:
+        self.claims, self.other, self.state_of, self.set_state = one, other, state_of, set_state
 
 
 @pytest.fixture(params=["memory", "redis", "valkey", "sqlite", "postgres"])
@@ -57,7 +59,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Store]:
     if request.param == "memory":
         revoked: set[str] = set()
         claims = MemoryClaims(revoked.add)
-        yield Store(claims, claims, lambda task_id: states.REVOKED if task_id in revoked else states.PENDING)
+        yield Store(
+            claims,
+            claims,
+            lambda task_id: states.REVOKED if task_id in revoked else states.PENDING,
+            lambda task_id, state: revoked.discard(task_id),
+        )
         return
     match request.param:
         case "sqlite":
@@ -67,7 +74,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Store]:
         case kind:
             url = request.getfixturevalue(f"shared_{kind}").url
     with app_at(url) as app, claims_of(app) as one, claims_of(app) as other:
-        yield Store(one, other, lambda task_id: app.backend.get_state(task_id))
+        yield Store(
+            one,
+            other,
+            lambda task_id: app.backend.get_state(task_id),
+            lambda task_id, state: app.backend.store_result(task_id, RuntimeError(state), state),
+        )
 
 
 def app_at(url: str) -> closing[Celery]:
@@ -177,6 +189,38 @@ def test_unless_started_leaves_started_tasks_running(store, task_id, lease):
     unstarted = str(uuid4())
     assert list(store.other.cancel([task_id, unstarted], unless_started=True)) == [unstarted]
     assert store.claims.renew(msgspec.structs.replace(lease, running=(task_id,))) == Renewed()
+
+
+def hand_back(store: Store, task_id: str, holder: str) -> bool:
+    """Release a claim as a worker does: its result says that the task waits again."""
+    store.set_state(task_id, states.RETRY)
+    return store.claims.release(task_id, holder=holder)
+
+
+def test_a_task_that_was_handed_back_can_be_cancelled_unless_it_has_started_again(store, task_id):
+    store.claims.claim(task_id, holder="w1", delivery="d", started_info={"hostname": "w1"})
+    assert hand_back(store, task_id, "w1")
+    assert store.other.cancel([task_id], unless_started=True) == [task_id]
+    assert store.state_of(task_id) == states.REVOKED
+    assert claim(store.claims, task_id, "w2") == ClaimCancelled()
+
+
+def test_a_task_that_was_claimed_again_has_started(store, task_id):
+    claim(store.claims, task_id, "w1")
+    assert hand_back(store, task_id, "w1")
+    claim(store.claims, task_id, "w2")
+    assert store.other.cancel([task_id], unless_started=True) == []
+    assert hand_back(store, task_id, "w2")
+    assert isinstance(claim(store.claims, task_id, "w3"), Granted)
+
+
+def test_a_task_that_was_cancelled_and_then_handed_back_is_revoked_by_the_next_cancel(store, task_id):
+    claim(store.claims, task_id, "w1")
+    assert store.other.cancel([task_id]) == []
+    assert not hand_back(store, task_id, "w1")
+    assert store.other.cancel([task_id], unless_started=True) == [task_id]
+    assert store.state_of(task_id) == states.REVOKED
+    assert claim(store.claims, task_id, "w2") == ClaimCancelled()
 
 
 def test_executors_read_claims_and_leases(store, task_id, lease):

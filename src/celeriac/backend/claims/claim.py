@@ -228,10 +228,11 @@ class Claims(Protocol):
         ...
 
     def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
-        """Cancel tasks. Those that are not claimed can never be claimed; their result becomes Celery's REVOKED.
+        """Cancel tasks. Those that are not claimed can never be claimed; their result becomes Celery's REVOKED, unless
+        it is final.
 
-        Return these ids. The workers of the other tasks get the cancellation with their next renewal; with
-        `unless_started` they do not, and started tasks continue.
+        Return the ids of the tasks that are REVOKED now. The workers of the other tasks get the cancellation with their
+        next renewal; with `unless_started` they do not, and started tasks continue.
         """
         ...
 

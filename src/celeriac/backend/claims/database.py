@@ -222,16 +222,26 @@ class DatabaseClaims:
         for task_id in ids:
             if unless_started and self._has_started(task_id):
                 continue
-            try:
-                self._run(insert(CLAIMS).values(task_id=task_id, cancelled=True, at=time.time()))
-            except IntegrityError:
-                if not unless_started:
-                    self._run(update(CLAIMS).where(CLAIMS.c.task_id == task_id).values(cancelled=True))
-                continue
-            if not self._has_started(task_id):
+            if self._cancel_claim(task_id, unless_started=unless_started) and not self._has_started(task_id):
                 self._backend.store_result(task_id, TaskRevokedError("revoked"), states.REVOKED)
                 cancelled.append(task_id)
         return cancelled
+
+    def _cancel_claim(self, task_id: str, *, unless_started: bool) -> bool:
+        """Cancel the claim of a task. Return whether the task can never be claimed: it is cancelled, and not held."""
+        while True:
+            try:
+                self._run(insert(CLAIMS).values(task_id=task_id, cancelled=True, at=time.time()))
+            except IntegrityError:
+                pass
+            else:
+                return True
+            if not unless_started:
+                self._run(update(CLAIMS).where(CLAIMS.c.task_id == task_id).values(cancelled=True))
+            claim = self._run(select(CLAIMS).where(CLAIMS.c.task_id == task_id)).one_or_none()
+            if claim is not None and (claim.cancelled or unless_started):
+                return bool(claim.cancelled) and claim.holder is None
+            # It was released between two statements: try again.
 
     def check_rights(self) -> None:
         self.check_writable()
@@ -266,7 +276,8 @@ class DatabaseClaims:
         return Renewed(frozenset(cancelled), frozenset(fenced))
 
     def _has_started(self, task_id: str) -> bool:
-        """Return whether the task has a result. Only the result shows that a worker without claims has started it."""
+        """Return whether the task has a result, other than that it was handed back. Only the result shows that a worker
+        without claims has started it."""
         results = self._backend.task_cls.__table__
         try:
             stored = self._run(select(results.c.status).where(results.c.task_id == task_id)).scalars().all()
@@ -274,7 +285,7 @@ class DatabaseClaims:
             if inspect(self._engine.get()).has_table(results.name, schema=results.schema):
                 raise
             return False  # Celery has stored no result yet
-        return any(status != states.PENDING for status in stored)
+        return any(status not in (states.PENDING, states.RETRY) for status in stored)
 
     def _clean(self) -> None:
         """Delete expired rows if `cleaning_interval` has passed."""

@@ -30,6 +30,7 @@ class Entry(Struct):
     token: int = 0
     cancelled: bool = False
     fenced: bool = False
+    released: bool = False
 
 
 class MemoryClaims:
@@ -61,13 +62,14 @@ class MemoryClaims:
             return Granted(entry.token) if is_same else AlreadyClaimed(entry.holder)
         if entry.cancelled:
             return ClaimCancelled()
-        entry.holder, entry.delivery, entry.token = holder, delivery, next(self._tokens)
+        entry.holder, entry.delivery, entry.token, entry.released = holder, delivery, next(self._tokens), False
         return Granted(entry.token)
 
     def release(self, task_id: str, *, holder: str) -> bool:
         entry = self._entries.get(task_id, Entry())
         if entry.holder not in (None, holder) or entry.fenced:
             return False
+        entry.released |= entry.holder is not None
         entry.holder = entry.delivery = None
         return not entry.cancelled
 
@@ -129,7 +131,7 @@ class MemoryClaims:
             entry = self._entries.setdefault(task_id, Entry())
             if entry.holder is not None and unless_started:
                 continue
-            if entry.holder is None and not entry.cancelled:
+            if entry.holder is None and (entry.released or not entry.cancelled):
                 cancelled.append(task_id)
                 self._on_cancelled(task_id)
             entry.cancelled = True

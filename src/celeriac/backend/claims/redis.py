@@ -77,10 +77,10 @@ CLAIM = (
     HEAL
     + STORE
     + """
-local claim, token, result, lease = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local claim, token, result, lease = unpack(KEYS)
 heal(claim)
 heal(lease)
-local holder, delivery, kept, begun, expires = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local holder, delivery, kept, begun, expires = unpack(ARGV)
 local now = redis.call('HMGET', claim, 'holder', 'delivery', 'token', 'cancelled', 'fenced')
 if now[5] then return {'superseded'} end
 if now[1] then
@@ -92,6 +92,7 @@ if redis.call('HGET', lease, 'standing') == 'dead' then return {'superseded'} en
 if fails('INCR', token) then redis.call('SET', token, redis.call('TIME')[1]) end
 local number = tonumber(redis.call('GET', token))
 redis.call('HSET', claim, 'holder', holder, 'delivery', delivery, 'token', number)
+redis.call('HDEL', claim, 'released')
 redis.call('EXPIRE', claim, kept)
 count(lease)
 redis.call('EXPIRE', lease, 3600)
@@ -103,7 +104,10 @@ return {'go', number}
 RELEASE = """
 local now = redis.call('HMGET', KEYS[1], 'holder', 'cancelled', 'fenced')
 if (now[1] and now[1] ~= ARGV[1]) or now[3] then return 0 end
-redis.call('HDEL', KEYS[1], 'holder', 'delivery', 'token')
+if now[1] then
+    redis.call('HSET', KEYS[1], 'released', 1)
+    redis.call('HDEL', KEYS[1], 'holder', 'delivery', 'token')
+end
 if now[2] then return 0 end
 return 1
 """
@@ -169,14 +173,16 @@ CANCEL = (
     HEAL
     + STORE
     + """
+-- The result of a task that was handed back says that it waits again; any other result, that it has started or ended.
 local claim, result = KEYS[1], KEYS[2]
 heal(claim)
-local kept, unless_started, revoked, expires = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local claimed = redis.call('HGET', claim, 'holder')
-if (claimed or redis.call('EXISTS', result) == 1) and unless_started == '1' then return 0 end
+local kept, unless_started, revoked, expires = unpack(ARGV)
+local now = redis.call('HMGET', claim, 'holder', 'released')
+local is_open = not now[1] and (now[2] or redis.call('EXISTS', result) == 0)
+if not is_open and unless_started == '1' then return 0 end
 redis.call('HSET', claim, 'cancelled', 1)
 redis.call('EXPIRE', claim, kept)
-if claimed or redis.call('EXISTS', result) == 1 then return 0 end
+if not is_open then return 0 end
 store(result, revoked, expires)
 return 1
 """
@@ -253,9 +259,8 @@ class RedisClaims:
     def renew(self, lease: Lease) -> Renewed | DeclaredDead:
         lease = storable(lease)
         keys = [self._lease(lease.holder), self._keys.leases, *map(self._keys.claim, lease.running)]
-        reply = self._run(
-            RENEW, keys, [lease.holder, msgspec.json.encode(lease), LEASE_KEPT, self._kept, *lease.running]
-        )
+        content = msgspec.json.encode(lease)
+        reply = self._run(RENEW, keys, [lease.holder, content, LEASE_KEPT, self._kept, *lease.running])
         if bytes_to_str(reply[0]) == "dead":
             return DeclaredDead()
         # Each change is "c" for cancelled or "f" for fenced, then the task's id.
@@ -282,11 +287,8 @@ class RedisClaims:
             for holder in holders:
                 pipeline.pttl(self._lease(holder))
             remaining = pipeline.execute()
-        return {
-            holder: age_of_lease(milliseconds)
-            for holder, milliseconds in zip(holders, remaining, strict=True)
-            if milliseconds >= 0
-        }
+        ages = zip(holders, remaining, strict=True)
+        return {holder: age_of_lease(milliseconds) for holder, milliseconds in ages if milliseconds >= 0}
 
     def now(self) -> float:
         """Return the server's time."""
@@ -297,7 +299,7 @@ class RedisClaims:
         self._connect().set(self._keys.writable, 1, ex=WRITE_CHECK_KEPT)
 
     def read(self, ids: Sequence[str]) -> Mapping[str, Claim]:
-        stored = self._read_hashes([self._keys.claim(task_id) for task_id in ids], CLAIM_FIELDS)
+        stored = self._read_hashes(list(map(self._keys.claim, ids)), CLAIM_FIELDS)
         return {
             task_id: decode_claim(task_id, *fields)
             for task_id, fields in zip(ids, stored, strict=True)
@@ -314,13 +316,10 @@ class RedisClaims:
         return [claim.id for claim, done in zip(claims, self._run_many(FENCE, calls), strict=True) if done]
 
     def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
-        calls = [
-            (
-                [self._keys.claim(task_id), self._keys.result(task_id)],
-                [TOMBSTONE_KEPT, int(unless_started), self._revoked(task_id), self._expires],
-            )
-            for task_id in ids
-        ]
+        options = [TOMBSTONE_KEPT, int(unless_started)]
+        keys = [[self._keys.claim(task_id), self._keys.result(task_id)] for task_id in ids]
+        values = [[*options, self._revoked(task_id), self._expires] for task_id in ids]
+        calls = list(zip(keys, values, strict=True))
         return [task_id for task_id, done in zip(ids, self._run_many(CANCEL, calls), strict=True) if done]
 
     def check_rights(self) -> None:
