@@ -207,6 +207,31 @@ def test_a_lost_task_of_a_draining_executor_fails_once_no_worker_can_claim_it(ha
     assert (event.state, event.reason, event.detail) == (State.FAILED, Reason.LOST, DETAIL)
 
 
+def test_a_revoked_task_that_was_not_found_ends_once_no_worker_can_claim_it(harness):
+    """Expect that its message turns up again: each search that misses it cancels its claim again."""
+    harness.broker.is_durable = True
+    harness.queue("k", starts=False)
+    message_id = harness.broker.message("k").message_id
+    harness.executor.revoke_task("k")
+    for times in (2, 3):
+        assert harness.lose("k", was_claimed=False) == []
+        assert harness.broker.revoked == [message_id] * times
+    harness.broker.put(message_id, Result(State.REVOKED, Reason.REVOKED, "revoked"))
+    harness.executor.heartbeat()
+    (event,) = harness.executor.get_event_buffer()
+    assert (event.state, event.reason) == (State.REVOKED, Reason.REVOKED)
+
+
+@pytest.mark.parametrize(
+    ("cancel", "state"), [(CeleryExecutor.terminate, State.REVOKED), (CeleryExecutor.drain, State.FAILED)]
+)
+def test_a_cancelled_task_that_was_not_found_ends_at_once_where_workers_claim_no_tasks(harness, cancel, state):
+    harness.queue("k", starts=False)
+    cancel(harness.executor)
+    (event,) = harness.lose("k", was_claimed=False)
+    assert (event.state, event.detail) == (state, DETAIL)
+
+
 def test_a_result_with_reason_lost_counts_as_a_lost_worker(harness):
     harness.queue("k", max_lost=2)
     harness.broker.put(harness.broker.message("k").message_id, Result(State.FAILED, Reason.LOST, "its worker exited"))

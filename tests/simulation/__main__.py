@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -16,7 +17,7 @@ REAL_CLOCK = time.perf_counter
 
 
 @click.command()
-@click.option("--seeds", default="1..1000", help="FIRST..LAST, or one seed.")
+@click.option("--seeds", default="1..1000", help="FIRST..LAST, or single seeds: 1..60,211.")
 @click.option("--faults", help="Cause only these faults of the seed, such as 0,3; with --story.")
 @click.option("--story", is_flag=True, help="Print the story of each history, not only of those with a violation.")
 @click.option("--until-violation", is_flag=True, help="Stop at the first violation.")
@@ -40,8 +41,7 @@ def main(
     """
     if os.environ.get("PYTHONHASHSEED") != "0":
         raise click.UsageError("set PYTHONHASHSEED=0: otherwise a seed makes another history each time")
-    first, _, last = seeds.partition("..")
-    chosen = range(int(first), int(last or first) + 1)
+    chosen = chosen_seeds(seeds)
     if change is not None:
         print(f"{change}: {CHANGES[change].breaks}")
     if story:
@@ -59,7 +59,16 @@ def main(
         sys.exit(f"{len(totals.found)} histories violate an invariant")
 
 
-def tell(seeds: range, faults: str | None, change: str | None) -> int:
+def chosen_seeds(text: str) -> list[int]:
+    """Return the seeds of a text such as 1..60,211."""
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("..")
+        chosen += range(int(first), int(last or first) + 1)
+    return chosen
+
+
+def tell(seeds: Sequence[int], faults: str | None, change: str | None) -> int:
     """Print the stories of some seeds. Return the exit status."""
     enter(How(change))
     only_faults = None if faults is None else [int(number) for number in faults.split(",") if number]

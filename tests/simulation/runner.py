@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -96,7 +96,7 @@ def run_one(seed: int, only_faults: list[int] | None = None) -> tuple[History, V
         return violation.history, violation
 
 
-def run_seeds(seeds: range, how: How) -> Totals:
+def run_seeds(seeds: Sequence[int], how: How) -> Totals:
     """Run a part of the histories, in a process that has entered the simulation."""
     totals, began = Totals(), time.process_time()
     for seed in seeds:
@@ -133,7 +133,7 @@ def found_in(seed: int, faults: list[int] | None, history: History, violation: V
     return Found(seed, list(range(planned)) if faults is None else faults, planned, str(violation), story)
 
 
-def run_in_processes(seeds: range, processes: int, how: How) -> Iterator[Totals]:
+def run_in_processes(seeds: Sequence[int], processes: int, how: How) -> Iterator[Totals]:
     """Yield what each part of the seeds had."""
     chunks = [seeds[start : start + PART] for start in range(0, len(seeds), PART)]
     for totals in run_here(chunks, how) if processes == 1 else run_elsewhere(chunks, processes, how):
@@ -142,14 +142,14 @@ def run_in_processes(seeds: range, processes: int, how: How) -> Iterator[Totals]
             return
 
 
-def run_here(chunks: list[range], how: How) -> Iterator[Totals]:
+def run_here(chunks: list[Sequence[int]], how: How) -> Iterator[Totals]:
     with entered:
         enter(how)
         for chunk in chunks:
             yield run_seeds(chunk, how)
 
 
-def run_elsewhere(chunks: list[range], processes: int, how: How) -> Iterator[Totals]:
+def run_elsewhere(chunks: list[Sequence[int]], processes: int, how: How) -> Iterator[Totals]:
     with ProcessPoolExecutor(processes, initializer=enter, initargs=(how,)) as pool:
         try:
             for part in as_completed([pool.submit(run_seeds, chunk, how) for chunk in chunks]):

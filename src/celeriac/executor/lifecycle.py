@@ -83,7 +83,7 @@ class TaskLifecycle:
         """The tasks in flight that are revoked unless they have started."""
 
         self.never_resent: list[tuple[Tracked, str]] = []
-        """Lost tasks, each with a detail, that are not sent again because the executor drains."""
+        """Lost tasks, each with a detail, that are not sent again: they are revoked, or the executor drains."""
 
         self.event_buffer = EventBuffer()
         self.history = History()

@@ -194,11 +194,13 @@ class ResultHandler:
             logger.warning("re-sent %d tasks that neither the broker nor a worker has: %s", len(resent), keys)
 
     def _handle_lost_task(self, tracked: Tracked, lost_task: LostTask, now: float) -> None:
-        if tracked.revoking or (
+        has_started = lost_task.was_claimed or tracked.state is State.RUNNING
+        is_cancelled = tracked.revoking or (
             tracked.state is State.QUEUED and tracked.task.key in self._lifecycle.unstarted_cancels
-        ):
+        )
+        if is_cancelled and has_started:
             self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, lost_task.detail)
-        elif lost_task.was_claimed or tracked.state is State.RUNNING:
+        elif has_started:
             seconds_run = now - tracked.started_at if tracked.started_at is not None else None
             detail = (
                 lost_task.detail if seconds_run is None else f"{lost_task.detail}; it had run for {seconds_run:.1f} s"
@@ -206,7 +208,7 @@ class ResultHandler:
             execution = Execution(host=lost_task.host, duration=seconds_run) if lost_task.host is not None else None
             self._ignore_results_of(lost_task.id)
             self._handle_lost_worker(tracked, Result(State.FAILED, Reason.LOST, detail, execution))
-        elif self._lifecycle.draining:
+        elif is_cancelled or self._lifecycle.draining:
             self._lifecycle.never_resent.append((tracked, lost_task.detail))
         else:
             self._lifecycle.change_state(tracked, State.PUBLISHING, Reason.LOST, lost_task.detail)

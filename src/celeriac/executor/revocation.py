@@ -71,17 +71,24 @@ class Revocation:
     def end_lost(self) -> None:
         """End the lost tasks that are not sent again.
 
-        A message that was not found may still turn up: a worker that was frozen has it, or Redis gives it back. So a
-        task fails when it is certain that no worker starts it, where workers claim tasks.
+        A message that was not found may still turn up: a worker that was frozen has it, or Redis gives it back. Where
+        workers claim tasks, its claim is cancelled, and the task ends with the REVOKED that this stores: then no worker
+        starts it. Each further search that misses the message cancels the claim again, in case a worker had it then.
         """
         if not self._lifecycle.never_resent:
             return
         lost, self._lifecycle.never_resent = self._lifecycle.never_resent, []
         for tracked, detail in lost:
-            tracked.lost_detail = detail
-            if not self._revoker.is_durable:
+            was_revoked = tracked.revoking or tracked.task.key in self._lifecycle.unstarted_cancels
+            if not was_revoked:
+                tracked.lost_detail = detail
+                self._lifecycle.unstarted_cancels[tracked.task.key] = tracked
+            if self._revoker.is_durable:
+                self._send_revokes([tracked], unless_started=not tracked.revoking)
+            elif was_revoked:
+                self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, detail)
+            else:
                 self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, detail)
-        self._cancel([tracked for tracked, _ in lost] if self._revoker.is_durable else ())
 
     def _cancel(self, unstarted: Collection[Tracked]) -> None:
         """Revoke tasks unless they have started."""

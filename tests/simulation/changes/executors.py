@@ -23,7 +23,7 @@ from tests.simulation.changes.change import change
 from tests.simulation.clients import OwnedLedger
 
 REAL_ADOPT, REAL_RESUME = Recovery._adopt, Recovery.resume
-REAL_FLUSH = PendingRevokes.flush
+REAL_FLUSH, REAL_END_LOST = PendingRevokes.flush, Revocation.end_lost
 REAL_UPDATE, REAL_LOST = ResultHandler.update_task_state, ResultHandler._handle_lost_tasks
 
 
@@ -96,6 +96,15 @@ def end_lost_at_once(revocation: Revocation) -> None:
     revocation._lifecycle.never_resent = []
 
 
+def end_revoked_at_once(revocation: Revocation) -> None:
+    lifecycle = revocation._lifecycle
+    for tracked, detail in lifecycle.never_resent.copy():
+        if tracked.revoking:
+            lifecycle.never_resent.remove((tracked, detail))
+            lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, detail)
+    REAL_END_LOST(revocation)
+
+
 def check_without_owner(ledger: OwnedLedger) -> None:
     """Accept the writes of an executor whose tasks another one has taken over."""
 
@@ -144,6 +153,11 @@ change(
     "lost-in-drain",
     "An executor that drains tells a task as lost whose message may turn up again: it runs after its end was told.",
     (Revocation, "end_lost", end_lost_at_once),
+)
+change(
+    "lost-is-revoked",
+    "A revoked task that was not found is told as revoked before its claim is cancelled: its message may turn up.",
+    (Revocation, "end_lost", end_revoked_at_once),
 )
 change(
     "lost-before-result",
