@@ -32,7 +32,8 @@ class Run:
 class Supervisor:
     """The process that runs the commands of one worker."""
 
-    def __init__(self, history: History, machine: Process, name: str) -> None:
+    def __init__(self, history: History, machine: Process, name: str, renewed_at: float | None) -> None:
+        """`renewed_at` is when the worker's lease was renewed, by the monotonic clock of the machine."""
         self.history = history
         self.process = Process(history.world, name, rate=machine.rate, wall_offset=machine.wall_offset)
         self.process.started_at = machine.started_at  # one machine has one monotonic clock
@@ -40,6 +41,8 @@ class Supervisor:
         self._lease = LeasePolicy(oversleep_limit=0.5)
         self._checks_lease = False
         self.worker_is_gone = False
+        if renewed_at is not None:
+            self._heartbeat_from(renewed_at)
 
     def start(self, request: CommandRequest, report: SimpleQueue) -> None:
         """Start a command. Called by the worker."""
@@ -57,8 +60,11 @@ class Supervisor:
         run.end.set()
 
     def heartbeat(self) -> None:
+        self._heartbeat_from(None)
+
+    def _heartbeat_from(self, sent_at: float | None) -> None:
         if self.process.is_alive:
-            self.process.spawn(self._on_heartbeat, name="heartbeat")
+            self.process.spawn(self._on_heartbeat, sent_at, name="heartbeat")
 
     def worker_ended(self) -> None:
         """The control socket was closed."""
@@ -66,8 +72,8 @@ class Supervisor:
         if self.process.is_alive:
             self.process.spawn(self._stop_all, StopReason.WORKER_GONE, WORKER_GONE_GRACE, name="shutdown")
 
-    def _on_heartbeat(self) -> None:
-        self._lease.record_heartbeat(monotonic(), monotonic())
+    def _on_heartbeat(self, sent_at: float | None) -> None:
+        self._lease.record_heartbeat(monotonic() if sent_at is None else sent_at, monotonic())
         if not self._checks_lease:
             self._checks_lease = True
             self.process.spawn(self._check_lease, name="lease")

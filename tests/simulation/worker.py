@@ -74,7 +74,8 @@ class SimulatedWorker:
     def supervisor(self) -> Supervisor:
         if self._supervisor is None or not self._supervisor.process.is_alive:
             self._number += 1
-            self._supervisor = Supervisor(self.history, self.process, f"{self.name} supervisor {self._number}")
+            name = f"{self.name} supervisor {self._number}"
+            self._supervisor = Supervisor(self.history, self.process, name, self.lease_manager.renewed_at())
             self._supervisor.process.on_killed.append(partial(self._on_supervisor_killed, self._supervisor))
         return self._supervisor
 

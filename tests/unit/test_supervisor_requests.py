@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from celeriac.worker import supervisor_start
 from celeriac.worker.output import OutputPolicy, file_name
+from celeriac.worker.supervisor.lease_policy import SILENCE_LIMIT
 from celeriac.worker.supervisor.messages import FRAME, CommandReport, CommandRequest, OutputRequest, StopReason
 from celeriac.worker.supervisor_client import CommandChannel, SupervisorProcess
 from tests.support.cli_runner import until
@@ -220,6 +222,14 @@ def test_a_bug_at_the_end_of_a_command_loses_no_report(monkeypatch, capfd, tmp_p
         process.resume()
         assert [os.waitstatus_to_exitcode(channel.report().status or 0) for channel in channels] == [7, 7]
     assert has_one_bug(capfd)
+
+
+def test_a_new_supervisor_counts_the_silence_of_its_worker_from_the_renewal_of_the_lease():
+    began = time.monotonic()
+    with closing(SupervisorProcess(renewed_at=began - 3)) as process, closing(process.open_channel()) as channel:
+        channel.start(CommandRequest.from_json(request(argv=["/bin/sleep", "60"])))
+        assert channel.report().stopped is StopReason.WORKER_SILENT
+    assert time.monotonic() < began + SILENCE_LIMIT
 
 
 def test_a_bug_while_one_command_is_stopped_keeps_no_command_alive(monkeypatch, capfd):

@@ -117,13 +117,19 @@ class LeaseManager:
 
     def age(self, now: float) -> float | None:
         """Return the seconds since the lease was renewed; None if it never was, or this worker was declared dead."""
-        good_until = self._shared_lease.read()[1]
-        return max(0.0, now - good_until + CLAIM_VALIDITY) if good_until > float("-inf") else None
+        renewed_at = self.renewed_at()
+        return None if renewed_at is None else max(0.0, now - renewed_at)
 
     @property
     def holder(self) -> str:
         """The holder under which this worker claims now."""
         return self._shared_lease.read()[0]
+
+    def renewed_at(self) -> float | None:
+        """Return when the lease was renewed, by the monotonic clock; None if it never was, or this worker was declared
+        dead."""
+        good_until = self._shared_lease.read()[1]
+        return good_until - CLAIM_VALIDITY if good_until > float("-inf") else None
 
     @property
     def renewal_age(self) -> float:

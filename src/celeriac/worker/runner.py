@@ -43,8 +43,9 @@ class Runner:
         self._revoked: set[str] = set()
         self._is_closed = False
         self._shortages = ShortageLog(logger)
-        self.has_lease = False
-        """Whether `heartbeat` is called from time to time."""
+        self.renewed_at: Callable[[], float | None] = lambda: None
+        """Returns when the worker's lease was renewed, by the monotonic clock; None if it was not. A new supervisor
+        counts the silence of its worker from then: the command that it starts may have been claimed before."""
 
     @property
     def is_closed(self) -> bool:
@@ -133,9 +134,7 @@ class Runner:
 
     def _channel_of_this_thread(self) -> CommandChannel:
         if self._supervisor is None:
-            self._supervisor = SupervisorProcess()
-            if self.has_lease:
-                self._supervisor.heartbeat()
+            self._supervisor = SupervisorProcess(renewed_at=self.renewed_at())
         channel: CommandChannel | None = getattr(self._local, "channel", None)
         if channel is None or channel.owner is not self._supervisor:
             channel = self._local.channel = self._supervisor.open_channel()

@@ -78,7 +78,8 @@ def work(
         start_hold=start_hold_for(worker_settings.max_load, worker_settings.min_free_memory),
         resources=resources,
     ) as parts:
-        pool_control.runner.has_lease = parts.lease_manager is not None
+        if parts.lease_manager is not None:
+            pool_control.runner.renewed_at = parts.lease_manager.renewed_at
         register_worker_task(
             app,
             pool_control.runner,

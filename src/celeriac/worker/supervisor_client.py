@@ -133,16 +133,23 @@ class SupervisorProcess:
     returns."""
 
     def __init__(
-        self, journal: JournalPlace | None = None, folder: Path | None = None, *, inherits_streams: bool = False
+        self,
+        journal: JournalPlace | None = None,
+        folder: Path | None = None,
+        *,
+        inherits_streams: bool = False,
+        renewed_at: float | None = None,
     ) -> None:
         """`folder` is the working folder of the commands, by default that of this process. `inherits_streams` says
-        whether commands may use the standard streams of this process."""
+        whether commands may use the standard streams of this process. `renewed_at` is the time of the monotonic clock
+        at which the worker's lease was renewed, and counts as the first heartbeat; None if there is no lease."""
         started = take(None if folder is None else str(folder), inherits_streams=inherits_streams)
         self.mark, self._control, self._process = started.mark, started.control, started.process
         setup = {
             "mark": self.mark,
             "journal": None if journal is None else str(journal.folder),
             "closes_streams": started.inherits_streams and not inherits_streams,
+            "renewed_at": renewed_at,
         }
         with contextlib.suppress(OSError):  # it has ended: each channel to it raises
             send_setup(self._control, encode(setup), None if journal is None else journal.lock)

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 class Supervisor:
     """The loop: sockets, pipes, children and timers, one at a time."""
 
-    def __init__(self, control: socket.socket, journal: Journal | None = None) -> None:
+    def __init__(self, control: socket.socket, journal: Journal | None = None, renewed_at: float | None = None) -> None:
+        """`renewed_at` is when the worker's lease was renewed; None if it has none. It counts as a heartbeat."""
         self.null = os.open(os.devnull, os.O_RDWR)
         self.leaders: dict[int, Command] = {}
         self.closing: set[Command] = set()
@@ -79,6 +80,8 @@ class Supervisor:
         self._signal_pipe = self._catch_signals()
         self.watch(control.fileno(), self._on_control)
         self.watch(self._signal_pipe, self._on_signal)
+        if renewed_at is not None:
+            self._on_heartbeat(renewed_at)
 
     def watch(self, descriptor: int, callback: Callable[[], None]) -> None:
         """Call a function whenever a descriptor is readable."""
@@ -256,7 +259,7 @@ class Supervisor:
             self.unwatch(self._control.fileno())
             self._shut_down()
         if data == HEARTBEAT:
-            self._on_heartbeat()
+            self._on_heartbeat(time.monotonic())
         if data == STOP_ALL:
             self._pause()
         if data == CONTINUE_ALL:
@@ -269,9 +272,8 @@ class Supervisor:
             allow_open_files(DESCRIPTORS_PER_COMMAND * self._connections)
             WorkerConnection(self, socket.socket(fileno=descriptor), self._journal)
 
-    def _on_heartbeat(self) -> None:
-        now = time.monotonic()
-        self._lease.record_heartbeat(now, now)
+    def _on_heartbeat(self, sent_at: float) -> None:
+        self._lease.record_heartbeat(sent_at, time.monotonic())
         if not self._checks_lease:
             self._checks_lease = True
             self.call_at(self._lease.silent_at, self._check_lease)
@@ -378,7 +380,7 @@ def main(control_descriptor: int) -> None:
         return
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    supervisor = Supervisor(control, apply_setup(setup))
+    supervisor = Supervisor(control, apply_setup(setup), setup["renewed_at"])
     supervisor.run()
     supervisor.close()
     os._exit(0)  # at its usual end the interpreter frees all that it has imported, while the worker waits

@@ -1,6 +1,7 @@
 """The setup of a supervisor: the first message on its control socket, a frame like those of a connection.
 
-`{"mark": …, "journal": FOLDER or null, "closes_streams": …}`. With a journal, the descriptor of its lock comes with the
+`{"mark": …, "journal": FOLDER or null, "closes_streams": …, "renewed_at": TIME or null}`: the last is when the worker's
+lease was renewed, by the monotonic clock of the machine. With a journal, the descriptor of its lock comes with the
 frame. If the socket ends instead, the worker needs no supervisor.
 """
 
