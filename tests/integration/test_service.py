@@ -480,6 +480,19 @@ def test_a_run_that_is_still_being_written_is_not_taken(either):
         assert [run.name for run in owned.take(from_dead=True)] == [name]
 
 
+def test_a_repeated_acknowledgement_deletes_no_later_request_with_the_same_id(either):
+    with RunStore(either) as opened:
+        opened.submit("jobs", None, [Task(key=key, command="true") for key in "ab"], is_given=True)
+        owned = opened.owned_runs()
+        (taken,) = owned.take(from_dead=True)
+        opened.cancel(taken.id, "jobs", ["a"])
+        handled = owned.pending_work().requests
+        owned.acknowledge(handled)
+        opened.cancel(taken.id, "jobs", ["b"])
+        owned.acknowledge(handled)  # as after a lost reply
+        assert [request.key for request in owned.pending_work().requests] == ["b"]
+
+
 KILLED_WHILE_WRITING = """
 import os, signal
 from celeriac.ledger import submit

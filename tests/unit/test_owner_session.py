@@ -130,22 +130,29 @@ def test_tasks_that_the_executor_has_are_left_out(session, jobs):
 
 
 def test_a_request_is_accepted_once_and_only_for_an_owned_run(session, jobs):
-    request = ControlRequest(7, "jobs", "a")
+    request = ControlRequest(7, "jobs", "a", 1.0)
     assert not session.accept(request, None)
     assert session.accept(request, jobs)
     assert not session.accept(request, jobs)
 
 
+def test_a_later_request_may_have_the_id_of_an_earlier_one(session, jobs):
+    first, later = ControlRequest(7, "jobs", "a", 1.0), ControlRequest(7, "jobs", "a", 2.0)
+    assert session.accept(first, jobs)
+    assert session.accept(later, jobs)
+    assert session.finished_requests() == [first, later]
+
+
 def test_a_request_for_a_task_is_accepted_once_its_run_is_loaded(session, jobs):
     session.add_runs([jobs])
-    assert not session.accept(ControlRequest(7, "jobs", "a"), jobs)
+    assert not session.accept(ControlRequest(7, "jobs", "a", 1.0), jobs)
     session.finish_load()
-    assert session.accept(ControlRequest(7, "jobs", "a"), jobs)
+    assert session.accept(ControlRequest(7, "jobs", "a", 1.0), jobs)
 
 
 def test_tasks_of_a_cancelled_run_are_loaded_to_be_revoked(session, jobs):
     session.add_runs([jobs])
-    assert session.accept(ControlRequest(7, "jobs", None), jobs)
+    assert session.accept(ControlRequest(7, "jobs", None, 1.0), jobs)
     (ready,) = session.add_batch(jobs, [unfinished("a"), unfinished("b", needs=("a",))], no_task)
     (blocked,) = session.take_blocked(jobs)
     assert (ready.revoking, blocked.revoking) == (True, True)
@@ -157,7 +164,7 @@ def test_tasks_are_revoked_in_batches(session):
 
 
 def test_requests_are_acknowledged_once_no_task_is_left_to_be_loaded_or_revoked(session, jobs):
-    request = ControlRequest(7, "jobs", None)
+    request = ControlRequest(7, "jobs", None, 1.0)
     session.add_runs([jobs])
     session.accept(request, jobs)
     session.revoke([RunKey("jobs", "a")])
@@ -171,7 +178,7 @@ def test_requests_are_acknowledged_once_no_task_is_left_to_be_loaded_or_revoked(
 
 def test_requests_are_not_acknowledged_while_their_run_is_loaded(session, jobs):
     session.add_runs([jobs])
-    session.accept(ControlRequest(7, "jobs", None), jobs)
+    session.accept(ControlRequest(7, "jobs", None, 1.0), jobs)
     assert not session.finished_requests()
     session.finish_load()
     assert session.finished_requests()

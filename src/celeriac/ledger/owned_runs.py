@@ -42,6 +42,9 @@ MAX_RUNS = 100  # runs taken in one transaction
 BATCH_SIZE = 2_000  # tasks loaded in one transaction
 LOAD_TIMEOUT = 5.0  # seconds: the tasks in flight are searched among all unfinished ones
 
+DELETE_REQUEST = delete(CONTROL_REQUESTS).where(
+    CONTROL_REQUESTS.c.id == bindparam("request"), CONTROL_REQUESTS.c.asked == bindparam("made")
+)
 UPDATE_NUMBER = update(RUNS).where(RUNS.c.id == bindparam("of_run")).values(number=bindparam("last"))
 
 
@@ -49,8 +52,12 @@ class ControlRequest(NamedTuple):
     """A request to the owner of a run: cancel one task, or all of them."""
 
     id: int
+    """A later request may have the same id: SQLite gives the id of a deleted row again."""
+
     run: str
     key: str | None
+    asked: float
+    """When it was made, in seconds since the epoch. With the id it says which request it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +196,8 @@ class OwnedRuns:
 
         def query(connection: Connection) -> PendingWork:
             columns = CONTROL_REQUESTS.c
-            joined = select(columns.id, RUNS.c.name, columns.key).join(RUNS, RUNS.c.id == columns.run)
+            named = select(columns.id, RUNS.c.name, columns.key, columns.asked)
+            joined = named.join(RUNS, RUNS.c.id == columns.run)
             rows = connection.execute(joined.where(RUNS.c.owner == self._owner.id).order_by(columns.id))
             requests = [ControlRequest(*row) for row in rows]
             owners = connection.execute(select(OWNERS).where(OWNERS.c.id != self._owner.id)).all()
@@ -273,11 +281,11 @@ class OwnedRuns:
 
     def acknowledge(self, requests: Iterable[ControlRequest]) -> None:
         """Delete requests that were handled."""
-        ids = [request.id for request in requests]
+        handled = [{"request": request.id, "made": request.asked} for request in requests]
 
         def transaction(connection: Connection) -> None:
             self._owner.renew_or_raise(connection)
-            connection.execute(delete(CONTROL_REQUESTS).where(CONTROL_REQUESTS.c.id.in_(ids)))
+            connection.execute(DELETE_REQUEST, handled)
 
         self._database.write(transaction)
 

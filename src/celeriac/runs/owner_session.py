@@ -39,8 +39,8 @@ class OwnerSession:
         self._blocked: list[UnfinishedTask] = []
         """Tasks that need other tasks, of the run that is being loaded."""
 
-        self._requests: dict[int, ControlRequest] = {}
-        """The accepted requests to cancel that were not acknowledged yet, by id."""
+        self._requests: list[ControlRequest] = []
+        """The accepted requests to cancel that were not acknowledged yet."""
 
         self._keys_to_revoke: deque[RunKey] = deque()
         self._next_look = self._next_load = self._next_takeover = NEVER
@@ -121,7 +121,7 @@ class OwnerSession:
 
     def _with_cancellation(self, run: OwnedRun, tasks: list[UnfinishedTask]) -> list[UnfinishedTask]:
         """Return the tasks, marked for revocation if their run is being cancelled."""
-        if any(request.run == run.name and request.key is None for request in self._requests.values()):
+        if any(request.run == run.name and request.key is None for request in self._requests):
             return [replace(unfinished, revoking=True) for unfinished in tasks]
         return tasks
 
@@ -133,11 +133,11 @@ class OwnerSession:
         Refuse a request that was accepted before. Also refuse a request for a task that may not be loaded yet: the
         ledger repeats it.
         """
-        if request.id in self._requests or run is None:
+        if request in self._requests or run is None:
             return False
         if request.key is not None and run in self._loading:
             return False
-        self._requests[request.id] = request
+        self._requests.append(request)
         return True
 
     def revoke(self, keys: Iterable[RunKey]) -> None:
@@ -151,9 +151,9 @@ class OwnerSession:
     def finished_requests(self) -> Collection[ControlRequest]:
         """Return the requests to acknowledge: all requests, once no task is left to be revoked or loaded."""
         loading = {run.name for run in self._loading}
-        if self._keys_to_revoke or any(request.run in loading for request in self._requests.values()):
+        if self._keys_to_revoke or any(request.run in loading for request in self._requests):
             return ()
-        return list(self._requests.values())
+        return list(self._requests)
 
     def remove_requests(self) -> None:
         """Remove the requests: they were acknowledged."""
