@@ -16,8 +16,10 @@ scheduler   a process with an executor
 parts       its executor, with all that it reads and writes
 clients     what the executor sees of the broker, the result backend and the ledger
 cluster     what it sees of the workers and the queues
+owners      several `serve` that share a ledger, in a part of the histories, in the place of the executor
+owned_ledger  that ledger, and `owner_watch`, which checks it after each transaction
 jobs        the tasks, and what their commands do
-faults      what is killed, frozen, stopped, cut and drained, also in the middle of a request
+faults      what is killed, frozen, stopped, cut and drained, also in the middle of a request; `owner_faults` of owners
 invariants  what must hold at each step
 history     one history: the parts, the faults, the end
 runner      many histories in several processes, and the shrinking of one with a violation

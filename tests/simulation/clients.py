@@ -118,6 +118,9 @@ class SimulatedResults:
             if problem_of(error) is None:
                 raise
 
+    def close(self) -> None:
+        self._history.store.readers.remove(self._on_stored)
+
     def wait(self, timeout: float) -> None:
         if self._unread:
             timeout = min(timeout, max(0.0, self._retry_at - monotonic()))

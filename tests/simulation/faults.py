@@ -15,6 +15,8 @@ from tests.simulation.world import Process
 if TYPE_CHECKING:
     from tests.simulation.history import History
 
+LONGEST_DELAY = 20.0  # seconds that a request takes longer
+
 
 def alive(history: History) -> list[SimulatedWorker]:
     return [worker for worker in history.workers if worker.process.is_alive]
@@ -150,7 +152,7 @@ def drain_scheduler(history: History) -> str | None:
     if not living:
         return None
     scheduler, how = random.choice(living), random.choice(("drain", "cancel_unstarted", "terminate"))
-    scheduler.ends_by = how
+    scheduler.ask_to_end(how)
     later(history, random.uniform(0, 20), history.keep_scheduler)
     return f"{scheduler.name} is asked to end: {how}"
 
@@ -162,11 +164,14 @@ def strike(history: History) -> str:
     """Wait for the next request of a kind. The fault that it meets is told, and counted, then."""
     random = history.chance
     action = random.choice(STRIKES)
-    point = random.choices(list(POINTS), list(POINTS.values()))[0]
+    points = POINTS if not history.has_owners else POINTS | OWNER_POINTS
+    point = random.choices(list(points), list(points.values()))[0]
     is_after = action is double or random.random() < 0.5
 
     def act(process: Process, server: Server) -> str:
         history.chance = random
+        if history.has_owners:
+            history.owners.hinder(None, LONGEST_DELAY)
         return action(history, process, server)
 
     history.network.strikes.append(Strike(point, is_after, act, action is double, action is lose))
@@ -194,7 +199,7 @@ def freeze(history: History, process: Process, server: Server) -> str:
 
 
 def delay(history: History, process: Process, server: Server) -> str:
-    seconds = history.chance.uniform(0.5, 20)
+    seconds = history.chance.uniform(0.5, LONGEST_DELAY)
     sleep(seconds)
     return f"it took {seconds:.1f} s longer"
 
@@ -251,6 +256,16 @@ POINTS = {
     "ledger": 4,
 }
 """The requests that a fault may hit, with how often each is chosen."""
+
+OWNER_POINTS = {
+    "ledger": 6,
+    "look up": 3,
+    "transaction": 4,
+    "take run": 4,
+    "acknowledge request": 2,
+    "give up": 1,
+}
+"""The same, of those that several `serve` make to their ledger."""
 
 
 FAULTS = (

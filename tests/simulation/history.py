@@ -25,6 +25,8 @@ from tests.simulation.faults import FAULTS, strike
 from tests.simulation.invariants import Invariants, WatchedClaims
 from tests.simulation.jobs import new_jobs
 from tests.simulation.network import Network, Remote, Server
+from tests.simulation.owner_faults import OWNER_FAULTS
+from tests.simulation.owners import Owners, SimulatedServe, has_owners, in_runs, stand_ins
 from tests.simulation.primitives import simulated, worlds
 from tests.simulation.scheduler import SimulatedScheduler
 from tests.simulation.servers import Broker, Store
@@ -58,6 +60,9 @@ class History:
         self.network = Network(self.world)
         self.broker = Broker(self.world, random.choice(("redis", "amqp")))
         self.store = Store(self.world, keeps_success=Random(f"{seed} results").random() < 0.7)
+        self.has_owners = has_owners(seed)
+        """Whether several `serve` share the ledger."""
+
         self.ledger, self.ledger_server, self.ledger_owner = MemoryLedger(), Server(self.world, "ledger"), 0
         self.late_binding = random.random() < 0.7
         self.parallelism = random.choice((1, 2, 3, 6))
@@ -69,8 +74,13 @@ class History:
 
         self.workers: list[SimulatedWorker] = []
         self.worker_of: dict[Process, SimulatedWorker] = {}
-        self.schedulers: list[SimulatedScheduler] = []
+        self.schedulers: list[SimulatedScheduler | SimulatedServe] = []
         self.jobs = new_jobs(random)
+        self._owners: Owners | None = None
+        if self.has_owners:
+            self.jobs = in_runs(self.jobs, seed)
+            self._owners = Owners(self)
+            self.ledger_server = self._owners.server
         self.left = len(self.jobs)
         """How many of the jobs have not ended."""
 
@@ -99,6 +109,16 @@ class History:
     # — the parts —
 
     @property
+    def owners(self) -> Owners:
+        assert self._owners is not None
+        return self._owners
+
+    @property
+    def most_commands(self) -> int:
+        """How many commands may run at once. An owner adopts those of another beside its own."""
+        return self.parallelism * (len(self.schedulers) if self.has_owners else 1)
+
+    @property
     def processes(self) -> list[Process]:
         """The processes of workers and executors, dead ones too."""
         return [*(worker.process for worker in self.workers), *(scheduler.process for scheduler in self.schedulers)]
@@ -114,7 +134,8 @@ class History:
 
     def start_scheduler(self) -> None:
         self._numbers += 1
-        scheduler = SimulatedScheduler(self, f"s{self._numbers}")
+        kind = SimulatedServe if self.has_owners else SimulatedScheduler
+        scheduler = kind(self, f"s{self._numbers}")
         self.tell(f"{scheduler.name} starts")
         self.schedulers.append(scheduler)
 
@@ -176,7 +197,10 @@ class History:
         """Run the history. Raise `Violation`."""
         for _ in range(self.world.random.randint(1, 3)):
             self.start_worker()
-        self.start_scheduler()
+        for _ in range(self.owners.number if self.has_owners else 1):
+            self.start_scheduler()
+        if self.has_owners:
+            self.owners.begin()
         self._plan_faults()
         self.world.run(FAULTS_UNTIL, may_stop=True)
         self._heal()
@@ -185,6 +209,8 @@ class History:
             self.fail(f"{len(left)} tasks have not ended: {', '.join(left)}")
         self.broker.visibility_timeout = LAST_VISIBILITY_TIMEOUT
         self.world.run(self.world.now + WATCHED_FOR)
+        if self.has_owners:
+            self.owners.watch.check_end()
 
     def job_ended(self) -> None:
         self.left -= 1
@@ -236,7 +262,8 @@ class History:
 def planned_faults(seed: int) -> list[tuple[float, Callable[[History], str | None]]]:
     """Return the faults of a seed, each with its time."""
     random = Random(f"{seed} faults")
-    faults = (strike if random.random() < 0.5 else random.choice(FAULTS) for _ in range(random.randint(0, 12)))
+    kinds = OWNER_FAULTS if has_owners(seed) else FAULTS
+    faults = (strike if random.random() < 0.5 else random.choice(kinds) for _ in range(random.randint(0, 12)))
     return [(random.uniform(0, FAULTS_UNTIL - 1), fault) for fault in faults]
 
 
@@ -260,6 +287,7 @@ def simulation() -> Iterator[None]:
         "celeriac.cluster.lost_tasks.detector.BrokerSession": Session,
         "celeriac.cluster.lost_tasks.detector.ask_workers": ask_workers,
         "celeriac.cluster.revoker.BrokerSession": Session,
+        **stand_ins(lambda: runs[-1]),
     }
     with ExitStack() as stack:
         for target, value in replaced.items():
@@ -295,6 +323,8 @@ def kill_all(history: History) -> None:
     """End all threads, so that none is left when the next history begins."""
     for process in history.processes:
         process.kill()
+    if history.has_owners:
+        history.owners.client.kill()
     for worker in history.workers:
         if worker.supervisor_process is not None:
             worker.supervisor_process.kill()

@@ -84,8 +84,8 @@ class Invariants:
 
     def _check_slots(self) -> None:
         running = [run for job in self._jobs.values() for run in self._running(job)]
-        if len(running) > self._history.parallelism:
-            self._history.fail(f"{len(running)} commands run in {self._history.parallelism} slots")
+        if len(running) > self._history.most_commands:
+            self._history.fail(f"{len(running)} commands run in {self._history.most_commands} slots")
 
     def _running(self, job: Job) -> list[Run]:
         """Return the commands of a job that run, except on a machine that is suspended, or was just now."""
@@ -108,6 +108,8 @@ class Invariants:
         first_sent = [task for task in tasks if not executor._lifecycle.unconfirmed.get(task.key)]
         if head is not None and any(task.priority < head.priority for task in first_sent):
             self._history.fail(f"{head.key} is more urgent than what is sent, and waits")
+        if self._history.has_owners:
+            self._history.owners.watch.published(tasks, executor)
 
     def executor_rests(self, executor: CeleryExecutor) -> None:
         parallelism = self._history.parallelism
@@ -124,9 +126,9 @@ class Invariants:
                 if event.number > drained_after:
                     self._history.fail(f"{event.key} is tried again by an executor that drains")
             if event.reason in (Reason.LOST, Reason.POISON) and event.state in (State.WAITING, State.FAILED):
-                self._check_fenced(event)
+                self.check_fenced(event)
 
-    def _check_fenced(self, event: Event) -> None:
+    def check_fenced(self, event: Event) -> None:
         store = self._history.store
         entry = store.claims._entries.get(event.id)
         if entry is None or entry.holder is None or entry.fenced or event.id in store.ended:

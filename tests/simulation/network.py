@@ -131,6 +131,10 @@ class Network:
             here().wait(0.0)  # a process that was killed or frozen does not go on
         return hits
 
+    def meet(self, point: str, server: Server) -> None:
+        """Let the faults strike this process that wait for a moment inside of a request."""
+        self._strike(point, here().process, server, is_after=False)
+
     def reaches(self, process: Process, server: Server) -> bool:
         return server.is_up and not server.is_hung and not self.is_cut(process, server)
 

@@ -61,3 +61,10 @@ class ClusterParts:
             random=history.world.random,
         )
         return executor
+
+    def close(self) -> None:
+        """Close the connections. Tasks in flight stay in flight."""
+        self._revoker.close()
+        self._detector.close()
+        self._leases.close()
+        self.results.close()

@@ -291,7 +291,10 @@ def seeded_bytes(size: int) -> bytes:
 
 
 def simulated_pid() -> int:
-    return 1 if worlds else REAL_PID()
+    if not worlds:
+        return REAL_PID()
+    thread = current()
+    return 1 if thread is None else thread.process.pid
 
 
 # — what stands in for what —

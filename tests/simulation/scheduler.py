@@ -33,6 +33,9 @@ class SimulatedScheduler:
 
         self.process.spawn(self._main)
 
+    def ask_to_end(self, how: str) -> None:
+        self.ends_by = how
+
     def _main(self) -> None:
         try:
             executor = self._make_executor()

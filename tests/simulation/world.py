@@ -85,6 +85,7 @@ class Process:
         self.on_killed: list[Callable[[], None]] = []
         self._due: list[tuple[SimThread, int]] = []
         self.started_at = world.random.uniform(1000, 100_000)
+        self.created_at, self.pid = world.now, 1
 
     def monotonic(self) -> float:
         return self.started_at + self.world.now * self.rate

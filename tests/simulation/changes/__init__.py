@@ -4,11 +4,12 @@ claims     the claim script, and the leases beside it
 detection  which workers are dead, and which tasks are lost
 workers    a worker, and its supervisor
 executors  the executor, its revokes, and the ledger
+owners     the owner sessions of several `serve`
 """
 
 from __future__ import annotations
 
-from tests.simulation.changes import claims, detection, executors, workers  # noqa: F401 - each adds its changes
+from tests.simulation.changes import claims, detection, executors, owners, workers  # noqa: F401 - each adds its changes
 from tests.simulation.changes.change import CHANGES, changed
 
 NAMES = tuple(CHANGES)
