@@ -73,6 +73,15 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether all threads of a process are stopped, or have ended."""
+    states = []
+    for thread in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with contextlib.suppress(OSError):
+            states.append(thread.read_text().rpartition(")")[2].split()[0])
+    return set(states) <= {"T", "Z", "X"}
+
+
 class Server:
     """A server with all its processes: each signal goes to all of them."""
 
@@ -94,7 +103,9 @@ class Server:
             raise RuntimeError(f"{name} ended with status {status}: {self._output.read_text()[-2000:]}")
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        children = self._signal(signal.SIGSTOP)
+        # A thread on another CPU runs on for a moment.
+        until(lambda: all(map(is_stopped, [self._process.pid, *(child.pid for child in children)])), "its stop")
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
