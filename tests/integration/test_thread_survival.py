@@ -75,6 +75,7 @@ from celeriac.worker.pool_control import HEARTBEAT, PreforkControl
 from celeriac.worker.probe import Reach, server_of
 from celeriac.worker.refusals import Refusals
 from celeriac.worker.renewals import Renewals
+from celeriac.worker.supervisor.messages import TIME
 from celeriac.worker.taken_places import TakenPlaces
 from tests.support.cli_runner import WAIT_TIMEOUT, started, until
 from tests.unit.test_taken_places import LIMITS, OnePlace, manager_of
@@ -624,15 +625,15 @@ def test_child_of_a_prefork_pool(raise_once, caplog):
     with closing(control):
         raise_once(control.runner, "heartbeat")
         beats: list[float] = []
-        control.runner.heartbeat._method = lambda: beats.append(time.monotonic())  # type: ignore[attr-defined]
+        control.runner.heartbeat._method = beats.append  # type: ignore[attr-defined]
         control._begin_child()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             address = str(control._folder / str(os.getpid()))
-            sock.sendto(HEARTBEAT, address)
+            sock.sendto(HEARTBEAT + TIME.pack(1.0), address)
             expect_one_log_line(caplog, "celeriac-child")
             sock.sendto(b"\xff", address)  # no id
-            sock.sendto(HEARTBEAT, address)
-            until(lambda: beats, "a heartbeat")
+            sock.sendto(HEARTBEAT + TIME.pack(2.0), address)
+            until(lambda: beats == [2.0], "a heartbeat")
         control.end()
         until(lambda: "celeriac-child" not in {thread.name for thread in thread_health()}, "the end of the thread")
 

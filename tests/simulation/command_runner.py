@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor_client import SupervisorDied
-from tests.simulation.primitives import SimpleQueue, sleep
+from tests.simulation.primitives import SimpleQueue, monotonic, sleep
 from tests.simulation.supervisor import WORKER_GONE_GRACE
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class SimulatedRunner:
     # — the worker's `PoolControl` —
 
     def heartbeat(self) -> None:
-        self._worker.supervisor().heartbeat()
+        self._worker.supervisor().heartbeat(monotonic())
 
     def revoke(self, request: Any) -> None:
         if request.id in self._reports:

@@ -42,7 +42,7 @@ class Supervisor:
         self._checks_lease = False
         self.worker_is_gone = False
         if renewed_at is not None:
-            self._heartbeat_from(renewed_at)
+            self.heartbeat(renewed_at)
 
     def start(self, request: CommandRequest, report: SimpleQueue) -> None:
         """Start a command. Called by the worker."""
@@ -59,10 +59,7 @@ class Supervisor:
         run.kill_at = min(run.kill_at, self.process.monotonic() + (run.request.grace if grace is None else grace))
         run.end.set()
 
-    def heartbeat(self) -> None:
-        self._heartbeat_from(None)
-
-    def _heartbeat_from(self, sent_at: float | None) -> None:
+    def heartbeat(self, sent_at: float) -> None:
         if self.process.is_alive:
             self.process.spawn(self._on_heartbeat, sent_at, name="heartbeat")
 
@@ -72,8 +69,8 @@ class Supervisor:
         if self.process.is_alive:
             self.process.spawn(self._stop_all, StopReason.WORKER_GONE, WORKER_GONE_GRACE, name="shutdown")
 
-    def _on_heartbeat(self, sent_at: float | None) -> None:
-        self._lease.record_heartbeat(monotonic() if sent_at is None else sent_at, monotonic())
+    def _on_heartbeat(self, sent_at: float) -> None:
+        self._lease.record_heartbeat(sent_at, monotonic())
         if not self._checks_lease:
             self._checks_lease = True
             self.process.spawn(self._check_lease, name="lease")

@@ -20,7 +20,7 @@ VIOLATED_BEFORE = "211,380,528,583,785,881,1364,6815,16759,17717,20450"
 FOUND_SOON = (
     *("no-claim", "claim-of-the-cancelled", "claim-of-the-fenced", "same-token", "renewal-of-the-dead", "no-fence"),
     *("cancel-claimed", "hasty-detector", "timers-go-on", "one-look", "no-scan", "no-resend", "no-slots"),
-    *("first-come", "needs-any-end", "retry-in-drain"),
+    *("first-come", "needs-any-end"),
     *("owner-without-renewal", "takeover-without-fence", "hasty-takeover", "needs-of-others-forgotten"),
 )
 """Changes that few histories find. The long run has all of them."""

@@ -209,7 +209,7 @@ def test_a_runner_repeats_a_request_that_never_reached_its_supervisor(caplog, tm
         thread = threading.Thread(target=run)
 
         def is_warned() -> bool:
-            runner.heartbeat()
+            runner.heartbeat(time.monotonic())
             return SHORTAGE in caplog.text
 
         with no_descriptors(pid):

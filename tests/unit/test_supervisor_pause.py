@@ -165,7 +165,7 @@ def test_the_end_of_the_worker_ends_commands_that_are_stopped(supervisor, channe
 
 def test_a_supervisor_with_heartbeats_does_not_pause(supervisor, channel, tmp_path):
     process = start(channel, supervisor, waits_for(tmp_path / "go"))
-    supervisor.heartbeat()
+    supervisor.heartbeat(time.monotonic())
     supervisor.pause()
     (tmp_path / "go").touch()
     assert channel.report().status == 0

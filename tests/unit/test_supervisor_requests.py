@@ -232,8 +232,17 @@ def test_a_new_supervisor_counts_the_silence_of_its_worker_from_the_renewal_of_t
     assert time.monotonic() < began + SILENCE_LIMIT
 
 
+def test_a_supervisor_that_was_frozen_counts_a_heartbeat_from_its_sending():
+    with closing(SupervisorProcess()) as process, closing(process.open_channel()) as channel:
+        channel.start(CommandRequest.from_json(request(argv=["/bin/sleep", "60"])))
+        supervisor = psutil.Process(process.pid)
+        until(supervisor.children, "the command")
+        process.heartbeat(time.monotonic() - SILENCE_LIMIT)  # it could not read it before
+        assert channel.report().stopped is StopReason.WORKER_SILENT
+
+
 def test_a_bug_while_one_command_is_stopped_keeps_no_command_alive(monkeypatch, capfd):
     with two_commands(monkeypatch, "stop", "exec sleep 60") as (supervisor, channels):
-        supervisor.heartbeat()
+        supervisor.heartbeat(time.monotonic())
         assert [channel.report().stopped for channel in channels] == [StopReason.WORKER_SILENT] * 2
     assert has_one_bug(capfd)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import socket
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from celery import signals
 
 from celeriac.surviving_loop import SurvivingLoop
 from celeriac.worker.runner import Runner
+from celeriac.worker.supervisor.messages import TIME
 from celeriac.worker.temporary_folder import make_temporary_folder
 
 END = b"\0end"
@@ -67,7 +69,7 @@ class ThreadPoolControl:
         self.runner.revoke(request.id)
 
     def heartbeat(self) -> None:
-        self.runner.heartbeat()
+        self.runner.heartbeat(time.monotonic())
 
     def supersede(self, request: Any) -> None:
         self.runner.supersede(request.id if request is not None else None)
@@ -100,7 +102,7 @@ class PreforkControl:
             self._send(self._folder / str(request.worker_pid), request.id.encode())
 
     def heartbeat(self) -> None:
-        self._send_to_all(HEARTBEAT)
+        self._send_to_all(HEARTBEAT + TIME.pack(time.monotonic()))
 
     def supersede(self, request: Any) -> None:
         if request is None:
@@ -139,8 +141,8 @@ class PreforkControl:
             sock.close()
             self.runner.close()
             return False
-        if datagram == HEARTBEAT:
-            self.runner.heartbeat()
+        if datagram.startswith(HEARTBEAT):
+            self.runner.heartbeat(*TIME.unpack(datagram.removeprefix(HEARTBEAT)))
         elif datagram.startswith(SUPERSEDED):
             self.runner.supersede(datagram.removeprefix(SUPERSEDED).decode() or None)
         else:

@@ -101,11 +101,11 @@ class Runner:
         channel = self._running.get(task_id)
         return self._is_closed or (channel is not None and channel.is_superseded)
 
-    def heartbeat(self) -> None:
-        """Tell the supervisor that the worker's lease is good. See `SupervisorProcess.heartbeat`."""
+    def heartbeat(self, sent_at: float) -> None:
+        """Tell the supervisor when the worker's lease was good. See `SupervisorProcess.heartbeat`."""
         supervisor = self._supervisor
         if supervisor is not None:
-            supervisor.heartbeat()
+            supervisor.heartbeat(sent_at)
             self._shortages.warn(supervisor.take_notice())
 
     def supersede(self, task_id: str | None = None) -> None:

@@ -23,6 +23,7 @@ from celeriac.worker.supervisor.messages import (
     STDERR,
     STDOUT,
     STOP_ALL,
+    TIME,
     CommandReport,
     CommandRequest,
     StopReason,
@@ -165,13 +166,13 @@ class SupervisorProcess:
             socket.send_fds(self._control, [NEW_CONNECTION], [other_end.fileno()])
         return CommandChannel(self, our_end)
 
-    def heartbeat(self) -> None:
-        """Tell the supervisor that the worker's lease is good. Does not wait.
+    def heartbeat(self, sent_at: float) -> None:
+        """Tell the supervisor that the worker's lease was good at this time of the monotonic clock. Does not wait.
 
         After the first heartbeat, the supervisor ends all commands when the next one does not come in time.
         """
         with contextlib.suppress(OSError):  # the supervisor has ended; or it is frozen, and the buffer is full
-            self._control.send(HEARTBEAT, socket.MSG_DONTWAIT)
+            self._control.send(HEARTBEAT + TIME.pack(sent_at), socket.MSG_DONTWAIT)
 
     def pause(self) -> None:
         """Stop the processes of all commands, and the clocks of their timeouts. Does not wait.

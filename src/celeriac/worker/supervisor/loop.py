@@ -20,7 +20,14 @@ from celeriac.worker.supervisor.command import Command
 from celeriac.worker.supervisor.connection import SHUTDOWN_GRACE, WorkerConnection
 from celeriac.worker.supervisor.journal import Journal
 from celeriac.worker.supervisor.lease_policy import LeasePolicy
-from celeriac.worker.supervisor.messages import CONTINUE_ALL, HEARTBEAT, NEW_CONNECTION, STOP_ALL, StopReason
+from celeriac.worker.supervisor.messages import (
+    CONTINUE_ALL,
+    HEARTBEAT,
+    NEW_CONNECTION,
+    STOP_ALL,
+    TIME,
+    StopReason,
+)
 from celeriac.worker.supervisor.processes import processes_of
 from celeriac.worker.supervisor.resources import DESCRIPTORS_PER_COMMAND, allow_open_files
 from celeriac.worker.supervisor.setup import apply_setup, receive_setup
@@ -259,7 +266,8 @@ class Supervisor:
             self.unwatch(self._control.fileno())
             self._shut_down()
         if data == HEARTBEAT:
-            self._on_heartbeat(time.monotonic())
+            (sent_at,) = TIME.unpack(self._control.recv(TIME.size, socket.MSG_WAITALL))
+            self._on_heartbeat(sent_at)
         if data == STOP_ALL:
             self._pause()
         if data == CONTINUE_ALL:

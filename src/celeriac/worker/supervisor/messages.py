@@ -33,7 +33,10 @@ STDOUT, STDERR = b"\1", b"\2"
 by {"more": true}; before that, the supervisor sends nothing."""
 
 HEARTBEAT = b"~"
-"""On the control socket: the worker's lease is good."""
+"""On the control socket: the worker's lease was good at the time that follows."""
+
+TIME = struct.Struct("=d")
+"""A time of the machine's monotonic clock, in seconds."""
 
 STOP_ALL, CONTINUE_ALL = b"z", b"f"
 """On the control socket: stop the processes of all commands, and let them go on."""
