@@ -174,12 +174,12 @@ def test_the_end_of_the_worker_ends_a_command_that_waits(supervisor, channel, tm
 
 def test_a_command_that_came_in_time_may_start_late_while_the_lease_is_good(supervisor, channel):
     limit = time.monotonic() + 0.5
-    supervisor.heartbeat()
+    supervisor.heartbeat(time.monotonic())
     with no_descriptors(supervisor.pid):
         channel.start(request("true", start_by=limit))
         notice_of(supervisor)
         until(lambda: time.monotonic() > limit, "the limit")
-        supervisor.heartbeat()
+        supervisor.heartbeat(time.monotonic())
     assert channel.report().status == 0
 
 
