@@ -15,7 +15,7 @@ $(PYTHON) -m venv --without-pip --clear $(1)
 $(PYTHON) -m pip --python $(1)/bin/python install --quiet --disable-pip-version-check
 endef
 
-.PHONY: help demo test test-long test-faults simulate simulate-changes fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick bench-scale lock clean
+.PHONY: help demo test test-long test-faults simulate simulate-changes mutants fuzz test-celery test-python test-compatibility test-airflow test-airflow-long test-helm chaos-airflow check docs bench bench-docs bench-quick bench-scale lock clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | column -t -s '|'
@@ -54,6 +54,13 @@ simulate: $(VENV)/dev  ## Histories of executors and workers under faults and a 
 
 simulate-changes: $(VENV)/dev  ## Changes of the code that break the protocol: which histories find each: SEEDS=1..10000
 	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation.teeth --seeds $(SEEDS)
+
+SAMPLE ?= 700
+SAMPLE_SEED ?= 1
+
+mutants: $(VENV)/dev  ## Small changes of the executor and the claims: which of them no test finds: SAMPLE=0 for all, SAMPLE_SEED=2
+	tools/install_servers.sh
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.mutation --sample $(SAMPLE) --seed $(SAMPLE_SEED) $(OPTIONS)
 
 SECONDS ?= 3600
 
