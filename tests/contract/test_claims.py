@@ -223,6 +223,18 @@ def test_a_task_that_was_cancelled_and_then_handed_back_is_revoked_by_the_next_c
     assert claim(store.claims, task_id, "w2") == ClaimCancelled()
 
 
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex")
+@pytest.mark.parametrize("kind", ["shared_redis", "sqlite"])
+def test_a_task_that_a_worker_without_claims_has_started_is_not_revoked(request, tmp_path, task_id, kind):
+    url = f"db+sqlite:///{tmp_path}/results.db" if kind == "sqlite" else request.getfixturevalue(kind).url
+    with app_at(url) as app, claims_of(app) as claims:
+        app.backend.store_result(task_id, {"hostname": "one@here"}, states.STARTED)
+        assert list(claims.cancel([task_id], unless_started=True)) == []
+        assert list(claims.cancel([task_id])) == []
+        assert app.backend.get_state(task_id) == states.STARTED
+        assert claim(claims, task_id, "w1") == ClaimCancelled()
+
+
 def test_executors_read_claims_and_leases(store, task_id, lease):
     assert store.other.read([task_id]) == {}
     token = claim(store.claims, task_id, lease.holder).token
@@ -297,6 +309,14 @@ def test_a_worker_that_was_declared_dead_gets_no_claim(store, task_id, lease):
     assert isinstance(claim(store.other, task_id, "w2"), Granted)
 
 
+def test_a_refused_claim_of_a_dead_worker_releases_none_of_its_others(store, task_id, lease):
+    claim(store.claims, task_id, lease.holder)
+    store.claims.renew(lease)
+    assert store.other.declare_dead(lease.holder, store.other.leases()[lease.holder].heartbeat_count)
+    assert claim(store.claims, str(uuid4()), lease.holder) == Superseded()
+    assert list(store.other.fence(list(store.other.read([task_id]).values()))) == [task_id]
+
+
 def test_a_worker_without_a_lease_can_be_declared_dead(store, lease):
     assert store.other.declare_dead(lease.holder, None)
     assert store.claims.renew(lease) == DeclaredDead()
@@ -312,6 +332,19 @@ def test_a_fenced_task_cannot_be_claimed_again(store, task_id, lease):
     assert not store.claims.release(task_id, holder=lease.holder)
     running = msgspec.structs.replace(lease, running=(task_id,))
     assert store.claims.renew(running) == Renewed(fenced=frozenset({task_id}))
+
+
+def test_a_worker_learns_that_another_one_has_the_claim_of_its_task(store, task_id, lease):
+    claim(store.claims, task_id, "w2")
+    running = replace(lease, running=(task_id,))
+    assert store.other.renew(running) == Renewed(fenced=frozenset({task_id}))
+    store.claims.cancel([task_id])
+    assert store.other.renew(running) == Renewed(fenced=frozenset({task_id}))
+
+
+def test_a_worker_without_a_lease_is_not_declared_dead_by_a_count(store, lease):
+    assert not store.other.declare_dead(lease.holder, 1)
+    assert isinstance(store.claims.renew(lease), Renewed)
 
 
 def test_a_claim_replaced_by_another_worker_is_not_fenced(store, task_id):

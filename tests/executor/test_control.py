@@ -338,7 +338,8 @@ def test_explain_returns_all_events_without_output(broker, executor, clock, chan
     broker.put(broker.message("k").message_id, Result(State.FAILED, Reason.EXIT_CODE, "exit code 1", execution))
     executor.heartbeat()
     executor.heartbeat()
-    broker.succeed("k")
+    ended = Execution(host="h", pid=8, exit_code=0, stderr=Output(size=9, tail="a secret", path="p"))
+    broker.put(broker.message("k").message_id, Result(State.SUCCESS, execution=ended))
     executor.heartbeat()
     replies = channel.ask(ExplainRequest(name="k"))
     executor.sync()
@@ -357,6 +358,9 @@ def test_explain_returns_all_events_without_output(broker, executor, clock, chan
     failed = explanation.moves[2].execution
     assert failed is not None
     assert (failed.host, failed.pid, failed.stdout) == ("h", 7, Output())
+    last = explanation.moves[-1].execution
+    assert last is not None
+    assert (last.pid, last.stderr) == (8, Output())
     assert explanation.now.words == "ended: success"
     assert executor.get_event_buffer()[2].execution == execution
 
@@ -556,6 +560,10 @@ def test_explain_counts_tasks_ahead_in_the_broker(broker, clock):
     executor.heartbeat()
     ahead = {key: executor.explain(key).now.facts["ahead"] for key in ("low", "high", "elsewhere", "late")}
     assert ahead == {"low": 1, "high": 0, "elsewhere": 0, "late": 3}
+    broker.start("low")
+    broker.start("high")
+    executor.heartbeat()
+    assert executor.explain("late").now.facts["ahead"] == 1
 
 
 def test_explain_an_unconfirmed_task(broker, executor, clock):

@@ -628,6 +628,16 @@ def test_wait_returns_when_something_is_due_and_not_before(broker, executor, clo
     assert clock.now - 1_000_000 == pytest.approx(retry_in)
 
 
+def test_a_heartbeat_is_due_at_once_for_a_new_task_and_never_without_tasks(broker, executor, clock):
+    executor.heartbeat()
+    began = clock.now
+    executor.wait(20)
+    assert clock.now == began + 20
+    executor.queue_command("k", "true")
+    executor.wait(20)
+    assert clock.now == began + 20
+
+
 def test_the_example_in_celeriac_testing_runs():
     assert testing.__doc__ is not None
     example = "\n".join(line[4:] for line in testing.__doc__.splitlines() if line.startswith("    "))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from celeriac.config.executor_config import Config
-from celeriac.errors import LedgerUnavailable
+from celeriac.errors import InvalidTask, LedgerBroken, LedgerError, LedgerLocked, LedgerUnavailable
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import LedgerBatch
+from celeriac.executor.interfaces import LedgerBatch, LedgerTraits
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.task.event import Event
 from celeriac.task.state import State
+from celeriac.task.task import Task
 
 
 class FailingLedger(MemoryLedger):
@@ -102,3 +105,145 @@ def test_an_executor_rests_until_it_may_try_to_write_again(broker, clock):
         executor.heartbeat()
         executor.wait(60.0)
     assert [task.key for task in broker.messages] == ["k"]
+
+
+class OptionalLedger(MemoryLedger):
+    """The tasks start also while it cannot be written."""
+
+    traits = LedgerTraits(is_optional=True)
+    error: LedgerError | None = None
+    writes = 0
+
+    def write(self, batch: LedgerBatch) -> None:
+        self.writes += 1
+        if self.error is not None:
+            raise self.error
+        super().write(batch)
+
+
+def run_one(executor: CeleryExecutor, broker: Any, clock: Any, key: str) -> None:
+    executor.queue_command(key, "true")
+    executor.heartbeat()
+    broker.succeed(key)
+    executor.heartbeat()
+    clock.advance(60)
+    executor.heartbeat()
+
+
+def test_a_run_goes_on_without_a_ledger_that_it_can_do_without(broker, clock, caplog):
+    ledger = OptionalLedger()
+    ledger.error = LedgerUnavailable("ledger.db", "cannot be written")
+    executor = executor_with(ledger, broker, clock)
+    for key in ("first", "second"):
+        run_one(executor, broker, clock, key)
+    assert [task.key for task in broker.messages] == ["first", "second"]
+    assert [record.message for record in caplog.records if "goes on without it" in record.message] == [
+        f"{ledger.error}: the run goes on without it, and --resume may run again what it does not record"
+    ]
+    ledger.error = None
+    run_one(executor, broker, clock, "third")
+    assert [event.key for event in ledger.unacknowledged()] == ["first", "second", "third"]
+
+
+def test_a_broken_ledger_is_given_up_or_ends_the_executor(broker, clock):
+    ledger = OptionalLedger()
+    ledger.error = LedgerBroken("ledger.db", "is no database")
+    executor = executor_with(ledger, broker, clock)
+    for key in ("first", "second"):
+        run_one(executor, broker, clock, key)
+    assert ([task.key for task in broker.messages], ledger.writes) == (["first", "second"], 1)
+    needed = OptionalLedger()
+    needed.traits, needed.error = LedgerTraits(), ledger.error
+    executor = executor_with(needed, broker, clock)
+    executor.queue_command("third", "true")
+    with pytest.raises(LedgerBroken):
+        executor.heartbeat()
+
+
+def test_a_ledger_is_given_up_when_too_much_is_unwritten(broker, clock, monkeypatch):
+    monkeypatch.setattr("celeriac.executor.ledger_writer.MAX_UNWRITTEN", 3)
+    ledger = OptionalLedger()
+    ledger.error = LedgerUnavailable("ledger.db", "cannot be written")
+    executor = executor_with(ledger, broker, clock)
+    for number in range(5):
+        run_one(executor, broker, clock, str(number))
+    writes, ledger.error = ledger.writes, None
+    run_one(executor, broker, clock, "last")
+    assert writes < 5
+    assert (ledger.writes, list(ledger.unfinished()), len(broker.messages)) == (writes, [], 6)
+
+
+def test_tasks_wait_for_a_ledger_that_another_process_writes_to(broker, clock, caplog):
+    ledger = OptionalLedger()
+    ledger.error = LedgerLocked("ledger.db", "is locked")
+    executor = executor_with(ledger, broker, clock)
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    assert (broker.messages, caplog.messages) == ([], [])
+    for _ in range(20):
+        clock.advance(1)
+        executor.heartbeat()
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].endswith("ledger.db is locked")
+    ledger.error = None
+    clock.advance(60)
+    executor.heartbeat()
+    assert [task.key for task in broker.messages] == ["k"]
+
+
+def test_a_new_priority_is_recorded(broker, clock):
+    ledger = MemoryLedger()
+    executor = executor_with(ledger, broker, clock)
+    executor.queue_command("k", "true")
+    assert executor.flush()
+    executor.reprioritise("k", 7)
+    assert executor.flush()
+    assert [unfinished.task.priority for unfinished in ledger.unfinished()] == [7]
+
+
+def test_each_result_is_deleted_once_when_the_ledger_has_its_event(broker, clock):
+    executor = executor_with(MemoryLedger(), broker, clock)
+    for key in ("first", "second"):
+        run_one(executor, broker, clock, key)
+        executor.get_event_buffer()
+        clock.advance(60)
+        executor.heartbeat()
+    assert broker.forgotten == [task.message_id for task in broker.messages]
+
+
+class RefusingLedger(MemoryLedger):
+    def check(self, task: Task) -> None:
+        raise InvalidTask(str(task.key), "cannot be stored", "give another key")
+
+
+def test_a_task_that_the_ledger_cannot_store_is_refused(broker, clock):
+    executor = executor_with(RefusingLedger(), broker, clock)
+    with pytest.raises(InvalidTask):
+        executor.queue_command("k", "true")
+    assert executor.tasks_waiting == 0
+
+
+class SourceLedger(MemoryLedger):
+    """Its tasks can be queued again from a file."""
+
+    traits = LedgerTraits(revokes_together=True, has_source=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[LedgerBatch] = []
+
+    def write(self, batch: LedgerBatch) -> None:
+        self.batches.append(batch)
+        super().write(batch)
+
+
+def test_a_task_of_a_file_that_is_revoked_before_it_is_stored_is_not_stored(broker, clock):
+    ledger = SourceLedger()
+    executor = executor_with(ledger, broker, clock)
+    executor.queue_command("runs", "true")
+    executor.heartbeat()
+    executor.queue_command("waits", "true")
+    executor.end(timeout=0.0)
+    stored = [queued.task.key for batch in ledger.batches for queued in batch.queued]
+    assert stored == ["runs"]
+    assert [batch.revoked_waiting is not None for batch in ledger.batches].count(True) == 1

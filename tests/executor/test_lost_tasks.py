@@ -8,6 +8,7 @@ import pytest
 
 from celeriac import CeleryExecutor, Config, Event, Execution, Reason, Result, State
 from celeriac.errors import SentBefore
+from celeriac.executor.executor import MAX_WAIT
 from celeriac.executor.interfaces import LostTask, Unreadable
 from celeriac.task.task import Task
 from celeriac.testing import InMemoryBroker, ManualClock
@@ -325,3 +326,23 @@ def test_a_task_with_an_unreadable_result_ends_when_no_worker_has_it(harness):
     assert (end.state, end.reason) == (State.FAILED, Reason.LOST)
     assert end.detail == "its result cannot be read: ValueError: garbage"
     assert harness.executor.slots_occupied == 0
+
+
+def test_a_regular_scan_leaves_out_tasks_that_have_changed_since_or_were_not_sent(harness):
+    half = Config().search_interval / 2
+    harness.queue("old")
+    harness.clock.advance(half)
+    harness.broker.leave_unsure("unsent", delivered=False)
+    harness.executor.queue_command("unsent", "true")
+    harness.queue("new")
+    harness.detector.scans.clear()
+    harness.clock.advance(half)
+    harness.executor.heartbeat()
+    assert harness.detector.scans == [["old"]]
+
+
+def test_an_idle_executor_is_not_woken_by_scans(harness):
+    harness.executor.heartbeat()
+    began = harness.clock.now
+    harness.executor.wait(2 * Config().search_interval)
+    assert harness.clock.now == began + min(MAX_WAIT, 2 * Config().search_interval)

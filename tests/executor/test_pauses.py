@@ -7,6 +7,7 @@ import pytest
 from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidConfig
 from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.pauses import Pause
 from celeriac.executor.requests import (
     ErrorReply,
     LimitsReply,
@@ -15,6 +16,7 @@ from celeriac.executor.requests import (
     PauseRequest,
     WaitReason,
 )
+from celeriac.ledger.owned_run import RunKey
 from celeriac.runs.job_file import PlainJobs, read_whole
 from celeriac.testing import InMemoryBroker
 
@@ -168,3 +170,48 @@ def test_a_lower_limit_ends_no_task_and_starts_none(executor, broker):
     executor.heartbeat()
     executor.heartbeat()
     assert sent(broker) == ["a", "b", "c"]
+
+
+def test_a_backlog_holds_back_beside_a_pause(executor, broker, clock):
+    executor.adjustments.hold_back("the journal")
+    since = clock.now
+    clock.advance(1)
+    executor.adjustments.hold_back("another reason")
+    assert executor.adjustments.pauses.backlog == Pause("the journal", since)
+    queue(executor, "a")
+    executor.heartbeat()
+    assert (sent(broker), executor.explain("a").now.facts["asked_by"]) == ([], "the journal")
+    assert not executor.adjustments.resume()
+    executor.heartbeat()
+    assert sent(broker) == []
+    executor.adjustments.hold_back(None)
+    executor.heartbeat()
+    assert sent(broker) == ["a"]
+
+
+def test_a_heartbeat_is_due_once_nothing_holds_back(executor, broker, clock):
+    executor.adjustments.hold_back("the journal")
+    queue(executor, "a")
+    executor.heartbeat()
+    executor.adjustments.hold_back(None)
+    before = clock.now
+    executor.wait(60.0)
+    assert clock.now == before
+
+
+def test_runs_are_paused_as_a_whole_or_by_queue(executor, broker):
+    for run in ("one", "two", "three"):
+        executor.queue_command(RunKey(run, "a"), "true")
+        executor.queue_command(RunKey(run, "b"), "true", queue="gpu")
+    executor.adjustments.change_limits(parallelism=9)
+    ada, bob = Pause("ada", 1.0), Pause("bob", 2.0)
+    pauses = {"one": {"": ada}, "two": {"gpu": bob}}
+    assert executor.adjustments.pause_runs(pauses)
+    assert not executor.adjustments.pause_runs(pauses)
+    executor.heartbeat()
+    assert sent(broker) == ["two/a", "three/a", "three/b"]
+    words = [executor.explain(RunKey(run, "b")).now.words.partition("; ")[2] for run in ("one", "two")]
+    assert words == ["the run is paused by ada", "queue 'gpu' of the run is paused by bob"]
+    assert executor.adjustments.pause_runs({})
+    executor.heartbeat()
+    assert sent(broker)[3:] == ["one/a", "one/b", "two/b"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,10 @@ from celeriac.config.lease import LEASE_DURATION
 HOLDERS = ("a", "b", "c")
 STEP = 4.0  # seconds between two polls; after a longer gap every worker would get a full lease again
 TIMEOUT = 10.0
+
+
+def lease_of(name: str, **fields: Any) -> Lease:
+    return Lease(holder=name, name=name, host="h", pid=1, boot_id="", queues=("q",), slots=1, **fields)
 
 
 class FailingClaims(MemoryClaims):
@@ -33,7 +38,7 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.claims, self.news = FailingClaims(), 0
         for name in HOLDERS:
-            self.claims.renew(Lease(holder=name, name=name, host="h", pid=1, boot_id="", queues=("q",), slots=1))
+            self.claims.renew(lease_of(name))
         self.monitor = LeaseMonitor(self.claims, on_news=self._count, poll_interval=10_000.0)
         self.monitor.wait_for_poll(TIMEOUT)
         self._now = time.monotonic()
@@ -85,3 +90,52 @@ def test_deaths_before_an_error_of_the_server_are_reported(watched):
     watched.claims.error = None
     watched.poll()
     assert (watched.dead(), watched.news) == ([*HOLDERS], 2)
+
+
+def test_a_worker_that_has_renewed_meanwhile_is_not_reported_as_dead(watched, monkeypatch):
+    monkeypatch.setattr(watched.claims, "declare_dead", lambda holder, heartbeat_count: False)
+    watched.poll_until_expired()
+    assert (watched.monitor.died, watched.news) == (0, 0)
+    assert not watched.monitor.is_dead("a")
+
+
+def test_workers_are_counted_by_state(watched):
+    watched.claims.end_lease("c")
+    for name, fields in (("a", {"draining": True}), ("b", {"paused": True}), ("d", {})):
+        watched.claims.renew(lease_of(name, **fields))
+    watched.poll()
+    assert watched.monitor.count_by_state() == {"live": 1, "draining": 1, "paused": 1, "suspected": 0}
+    watched.claims.renew(lease_of("d"))
+    watched.poll()
+    watched.claims.renew(lease_of("d"))
+    watched.poll()
+    assert watched.monitor.count_by_state() == {"live": 1, "draining": 0, "paused": 0, "suspected": 2}
+    assert {lease.name for lease in watched.monitor.suspected()} == {"a", "b", "c"}
+
+
+def test_an_error_of_the_server_restarts_the_silence_of_all_workers(watched, monkeypatch):
+    read = watched.claims.leases
+
+    def fail() -> None:
+        raise ConnectionError("refused")
+
+    for _ in range(int(LEASE_DURATION / STEP)):
+        watched.poll()
+    monkeypatch.setattr(watched.claims, "leases", fail)
+    monkeypatch.setattr(watched.monitor, "_poll_interval", 0.0)
+    before = watched.monitor.polls
+    assert watched.monitor._run_round()
+    assert (watched.monitor.polls, watched.monitor.has_polled) == (before + 1, False)
+    monkeypatch.setattr(watched.claims, "leases", read)
+    watched.poll()
+    assert (watched.dead(), watched.monitor.has_polled) == ([], True)
+
+
+def test_another_error_of_a_poll_is_raised(watched, monkeypatch):
+    def fail() -> None:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(watched.claims, "leases", fail)
+    with pytest.raises(LookupError):
+        watched.monitor._run_round()
+    assert not watched.monitor.has_polled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 
 import pytest
 from celery.exceptions import Ignore, Reject
@@ -257,3 +258,67 @@ def test_tasks_that_are_taken_over_are_counted_as_accepted():
     site.executor.adopt_tasks([Task(key="a", command="true", queue="gpu")], State.RUNNING)
     assert site.numbers(metrics.TASKS_QUEUED) == {("gpu",): 1}
     assert site.numbers(metrics.TASKS_RUNNING) == {("gpu",): 1}
+
+
+class Traces:
+    """A sink of traces, outside of any trace."""
+
+    def caller(self) -> dict[str, str]:
+        return {}
+
+    def variables(self, task_id: str, environment: Mapping[str, str]) -> None:
+        """Leave them to the worker."""
+
+
+def test_an_ended_task_has_each_step_and_each_attempt():
+    site = Site(parallelism=1)
+    site.executor.telemetry.keep_ended_tasks(Traces())
+    parent = "00-" + "1" * 32 + "-" + "2" * 16 + "-01"
+    task = site.executor.queue_command(
+        "k", "true", queue="gpu", retries=1, retry_delay=0.0, env={"TRACEPARENT": parent}, priority=1
+    )
+    site.executor.reprioritise("k", 2)
+    arrived = site.clock()
+    site.clock.advance(1)
+    site.executor.heartbeat()
+    site.clock.advance(1)
+    site.end("k", State.FAILED, reason=Reason.EXIT_CODE, duration=0.5)
+    site.clock.advance(1)
+    site.executor.heartbeat()
+    site.clock.advance(1)
+    site.end("k")
+    (ended,) = site.executor.telemetry.take_ended_tasks()
+    assert (ended.name, ended.id, ended.parent, ended.queue, ended.arrived) == ("k", task.id, parent, "gpu", arrived)
+    assert [(step.state, step.attempt, step.when - arrived) for step in ended.steps] == [
+        ("publishing", 1, 1.0),
+        ("queued", 1, 1.0),
+        ("waiting", 1, 2.0),
+        ("publishing", 2, 3.0),
+        ("queued", 2, 3.0),
+        ("success", 2, 4.0),
+    ]
+    failed, last = ended.steps[2], ended.steps[-1]
+    assert (failed.reason, failed.started, last.reason, last.started) == ("exit_code", arrived + 1.5, None, arrived + 2)
+
+
+def test_of_many_attempts_the_first_and_the_last_sends_are_kept(monkeypatch):
+    monkeypatch.setattr("celeriac.executor.history.MAX_EVENTS", 3)
+    site = Site(parallelism=1)
+    site.executor.telemetry.keep_ended_tasks(Traces())
+    site.executor.queue_command("k", "true", retries=6, retry_delay=0.0)
+    for _ in range(7):
+        site.executor.heartbeat()
+        site.end("k", State.FAILED, reason=Reason.EXIT_CODE)
+    (ended,) = site.executor.telemetry.take_ended_tasks()
+    assert [step.attempt for step in ended.steps if step.state == "publishing"] == [1, 5, 6, 7]
+
+
+def test_heartbeats_and_batches_are_timed():
+    site = Site()
+    site.executor.telemetry.keep_observations()
+    site.executor.queue_command("k", "true")
+    site.executor.heartbeat()
+    assert site.observed(metrics.HEARTBEAT_SECONDS).number == 1
+    assert site.observed(metrics.PUBLISH_SECONDS).number == 1
+    observed = [metric for metric, _, _ in site.executor.telemetry.take_observations()]
+    assert observed == [metrics.PUBLISH_SECONDS, metrics.WAIT_SECONDS, metrics.SYNC_SECONDS, metrics.HEARTBEAT_SECONDS]
