@@ -152,6 +152,33 @@ def test_a_limit_that_other_executors_use_is_explained(broker, clock):
     assert executor.tasks_in_flight == 0
 
 
+def test_a_store_of_places_that_does_not_answer_is_not_asked_again_at_once(broker, clock):
+    class LostStore(LocalPlaces):
+        asked = 0
+
+        def reserve(self, requests):
+            self.asked += 1
+            return {each.id: Refusal(each.limits[0], 0, 5.0, "it is unavailable") for each in requests}
+
+    places = LostStore(clock)
+    executor = CeleryExecutor(
+        Config(concurrency_limits={"db": 3}),
+        publisher=broker,
+        results=broker,
+        revoker=broker,
+        open_places=lambda: places,
+        clock=clock,
+        wall_clock=clock,
+    )
+    queue(executor, "a", "b", concurrency_key="db")
+    for _ in range(3):
+        executor.heartbeat()
+    assert places.asked == 1
+    clock.advance(5)
+    executor.heartbeat()
+    assert places.asked == 2
+
+
 def test_a_key_without_a_limit_is_refused(make):
     executor = make(concurrency_limits={"db": 1})
     with pytest.raises(

@@ -144,10 +144,11 @@ class Limits:
             self._ask_again(request)
 
     def _ask_again(self, request: PlaceRequest) -> None:
-        """Ask again for the places that a task has just given up, or will at a known time."""
+        """Ask again for the places that a task has just given up, or will at a known time. It makes no difference to a
+        store that does not answer."""
         for limit in request.limits:
             full = self._full.get(limit.name)
-            if full is not None and (limit.period is None or full.until == inf):
+            if full is not None and not full.refusal.detail and (limit.period is None or full.until == inf):
                 del self._full[limit.name]
 
     def renew_at_once(self) -> None:
