@@ -200,6 +200,17 @@ def test_a_place_of_a_rate_is_free_when_its_window_has_passed_since_the_start(st
     assert time.monotonic() - started >= 0.39
 
 
+def test_the_window_of_a_rate_begins_when_the_worker_hears_that_it_has_the_place(store):
+    limit, holder = store.limit(1, 1.0), store.holder()
+    for _ in range(2):  # the first reply came too late
+        started = time.monotonic()
+        assert store.take(limit, "a", holder) is TakeReply.TAKEN
+        time.sleep(0.4)
+    while store.reserve(limit, "b"):
+        time.sleep(0.02)
+    assert time.monotonic() - started >= 0.99
+
+
 def test_a_second_start_of_a_task_counts_too(store):
     limit, holder = store.limit(2, 60), store.holder()
     store.take(limit, "a", holder)

@@ -90,8 +90,9 @@ class Moment(Struct, frozen=True):
             if limit.period is None:
                 self.states[limit.name].holders[request.id] = (holder, delivery)
                 self._hold(limit, request.id, UNTIL_END)
-            elif started not in self._held(limit):
-                self._held(limit).pop(request.id, None)
+            else:  # it starts after this reply: one that was lost, or came too late, does not count
+                if started not in self._held(limit):
+                    self._held(limit).pop(request.id, None)
                 self._hold(limit, started, self.now + limit.period)
         return TakeReply.TAKEN
 

@@ -4,8 +4,8 @@ executor ─► reserve ─► a place for RESERVATION seconds, renewed while it
 worker   ─► take, before it claims ─► held under its lease ─► leave
                                    └► the worker is dead, or gone: the next one who needs the place frees it
 
-A place of a rate is held from `take` until the length of its window has passed. So at any moment the reservations and
-the starts of the last window are no more than the rate allows.
+A place of a rate is held until the length of its window has passed since the last `take` of its delivery. So at any
+moment the reservations and the starts of the last window are no more than the rate allows.
 """
 
 from __future__ import annotations

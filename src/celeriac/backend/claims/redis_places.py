@@ -189,9 +189,10 @@ for _, limit in ipairs(asked.limits) do
     if limit.period == 0 then
         redis.call('HSET', key .. ':holders', asked.id, taken)
         hold(key, asked.id, UNTIL_END)
-    elseif not redis.call('ZSCORE', key, asked.id .. '|' .. asked.delivery) then
-        redis.call('ZREM', key, asked.id)
-        hold(key, asked.id .. '|' .. asked.delivery, now + limit.period)
+    else
+        local started = asked.id .. '|' .. asked.delivery
+        if not redis.call('ZSCORE', key, started) then redis.call('ZREM', key, asked.id) end
+        hold(key, started, now + limit.period)
     end
 end
 return 'taken'
