@@ -14,12 +14,14 @@ from msgspec.structs import replace
 
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import Claims, Lease
+from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.backend.claims.open import places_for
 from celeriac.backend.claims.place_state import Moment, State
 from celeriac.backend.claims.place_use import note_of
 from celeriac.backend.claims.places import LeaveReason, Places, TakeReply
 from celeriac.broker.app import make_app
 from celeriac.executor.limit import Limit, PlaceRequest
+from tests.simulation.places import MemoryPlaces
 from tests.support.cli_runner import until
 from tests.support.long import LONG
 
@@ -58,9 +60,14 @@ class Store:
         self.places.reserve("one", [], [(PlaceRequest(task_id, (limit,)), was_sent)])
 
 
-@pytest.fixture(params=["redis", "valkey", "sqlite", "postgres"])
+@pytest.fixture(params=["memory", "redis", "valkey", "sqlite", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Store]:
     match request.param:
+        case "memory":
+            in_memory = MemoryClaims()
+            all_places = MemoryPlaces(in_memory, time.time)
+            yield Store(all_places, all_places, in_memory)
+            return
         case "sqlite":
             url = f"db+sqlite:///{tmp_path}/results.db"
         case "postgres":
