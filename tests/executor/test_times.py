@@ -250,6 +250,15 @@ def test_a_task_that_the_user_cancels_at_its_deadline_is_revoked(executor, broke
     assert ends(executor) == [("a", State.REVOKED, Reason.REVOKED)]
 
 
+def test_a_task_that_an_earlier_executor_has_cancelled_at_its_deadline_fails(executor, broker, clock):
+    task = Task(key="a", command="true", deadline=NOW + 30)
+    broker.put(task.message_id, Result(State.REVOKED, Reason.REVOKED))
+    clock.advance(30)
+    executor.recovery.resume([UnfinishedTask(task, State.QUEUED, NOW)])
+    executor.heartbeat()
+    assert ends(executor) == [("a", State.FAILED, Reason.DEADLINE)]
+
+
 def test_a_task_that_its_worker_refuses_for_its_deadline_is_not_retried(executor, broker):
     executor.queue_command("a", "true", retries=3, deadline=NOW + 30)
     executor.heartbeat()

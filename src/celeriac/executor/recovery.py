@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 from celeriac.errors import ExecutorEnded, InvalidTask, TaskAlreadyQueued
+from celeriac.executor.deadlines import is_overdue
 from celeriac.executor.explain import Explainer
 from celeriac.executor.interfaces import Ledger, TaskRecord, UnfinishedTask
 from celeriac.executor.lifecycle import TaskLifecycle
@@ -135,6 +136,8 @@ class Recovery:
             tracked = self._lifecycle.track(self._queue.place(unfinished_task.task, unfinished_task.arrived), now)
             tracked.moved_at = now
             tracked.revoking = unfinished_task.revoking  # before its result is read: no other attempt may follow
+            if unfinished_task.state is not State.RUNNING:  # an earlier executor may have cancelled it
+                tracked.is_overdue = is_overdue(tracked.task, self._lifecycle.wall_clock())
             if unfinished_task.state is not State.PUBLISHING:
                 self._lifecycle.measures.adopted(tracked.task, unfinished_task.state)
                 tracked.state = unfinished_task.state
