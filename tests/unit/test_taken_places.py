@@ -70,6 +70,28 @@ def test_a_place_is_given_up_whose_reply_was_lost_when_the_worker_is_paused():
     assert (reply, store.holder) == (None, "")
 
 
+class FullLater(OnePlace):
+    """A store that gives the place, and says at the next try that the rate has no place any more."""
+
+    def take(self, request: Any, *, holder: str, delivery: str) -> TakeReply:
+        if self.holder == delivery:
+            return TakeReply.FULL
+        return super().take(request, holder=holder, delivery=delivery)
+
+
+def test_a_place_is_given_up_if_another_limit_is_full_at_the_next_try(monkeypatch):
+    store: Any = FullLater()
+    manager = manager_of(store)
+
+    def claim(*_: Any, **__: Any) -> None:
+        raise redis.TimeoutError("no reply in time")
+
+    monkeypatch.setattr(manager, "claims", SimpleNamespace(claim=claim))
+    request = SimpleNamespace(hostname="here")
+    reply, _ = manager.claim_with_limits("a", request, lambda: False, LIMITS)
+    assert (reply, store.holder) == (NoPlace(TakeReply.FULL), "")
+
+
 def test_a_copy_of_a_message_leaves_the_place_of_the_first_one():
     store: Any = OnePlace()
     places = TakenPlaces(lambda: store)

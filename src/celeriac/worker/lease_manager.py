@@ -170,7 +170,7 @@ class LeaseManager:
             return None if is_late else (reply, good_until)
 
         reply, good_until = self._retry.call_until(attempt, is_shutting_down) or (None, 0.0)
-        if limits and not isinstance(reply, (Granted, NoPlace)):
+        if limits and not isinstance(reply, Granted):
             self.leave_places(task_id, LeaveReason.NOT_STARTED)
         return reply, good_until
 

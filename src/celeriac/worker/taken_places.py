@@ -56,13 +56,15 @@ class TakenPlaces:
         taken = self._place_of(task_id, limits, holder, deliveries_of(os.getpid()) + delivery)
         if taken is None:
             return None
+        is_first_try = (threading.get_ident(), task_id) not in self._taken
         # First: the store may have given the places although its reply is lost.
         self._taken[threading.get_ident(), task_id] = taken
         reply = taken.places.take(taken.request, holder=holder, delivery=taken.delivery)
-        if reply is not TakeReply.TAKEN:
+        if reply is TakeReply.TAKEN:
+            return None
+        if is_first_try:  # a later one may hold those that have no window
             self.pop(task_id)
-            return NoPlace(reply)
-        return None
+        return NoPlace(reply)
 
     def of_process(self, pid: int, task_id: str, limits: Sequence[Sequence[Any]], holder: str) -> TakenPlace | None:
         """Return the places of a task that this process of the worker may hold."""
