@@ -21,6 +21,7 @@ owned_ledger  that ledger, and `owner_watch`, which checks it after each transac
 jobs        the tasks, and what their commands do
 faults      what is killed, frozen, stopped, cut and drained, also in the middle of a request; `owner_faults` of owners
 invariants  what must hold at each step
+features    what a share of the histories uses: `limits` of keys and rates (`places`), `needs`, `times`, `pauses`
 history     one history: the parts, the faults, the end
 runner      many histories in several processes, and the shrinking of one with a violation
 decisions   which branches of the pure decisions were taken

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from celeriac.broker.task_message import LimitsOf
 from celeriac.config.lease import RENEWAL_INTERVAL
 from celeriac.errors import LedgerError, LedgerLocked, LedgerLost, LedgerUnavailable
 from celeriac.executor.executor import CeleryExecutor
@@ -29,6 +30,7 @@ class SimulatedPublisher:
     def __init__(self, history: History) -> None:
         self._history = history
         self.executor: CeleryExecutor | None = None
+        self.limits_of: LimitsOf = lambda task_id: []
 
     def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
         assert self.executor is not None
@@ -37,12 +39,12 @@ class SimulatedPublisher:
 
     def _publish(self, task: Task) -> Receipt:
         history, broker = self._history, self._history.broker
-        arrived = False
+        arrived, limits = False, self.limits_of(task.message_id)
 
         def send() -> None:
             nonlocal arrived
             arrived = True
-            broker.publish(task)
+            broker.publish(task, limits)
 
         try:
             history.network.call(broker, send, "publish")

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
-from celeriac.cluster.worker_registry import WorkerRegistry
+from celeriac.cluster.worker_registry import WorkerRegistry, shares_of
+from celeriac.executor.capacity import WorkerShare
 from celeriac.server_errors import problem_of
 from tests.simulation.network import Server
 from tests.simulation.primitives import sleep
@@ -24,6 +25,7 @@ class Workers:
     def __init__(self, history: History) -> None:
         self._history, self._registry = history, WorkerRegistry()
         self.leases: LeaseMonitor | None = None
+        self._shares: Mapping[str, WorkerShare] | None = None
 
     def names(self) -> frozenset[str]:
         now = self._history.world.now
@@ -36,8 +38,12 @@ class Workers:
     def why_held(self, queue: str) -> str | None:
         return None
 
-    def shares(self) -> None:
-        """No task of a history needs resources."""
+    def shares(self) -> Mapping[str, WorkerShare] | None:
+        assert self.leases is not None
+        if self._history.needs is not None and self.leases.has_polled:
+            shares = shares_of(self._registry.live(self.leases.active))
+            self._shares = self._shares if self._shares == shares else shares
+        return self._shares
 
     def unknown(self, queue: str) -> bool:
         """Return whether the queue has more consumers than there are known workers."""

@@ -165,6 +165,7 @@ def strike(history: History) -> str:
     random = history.chance
     action = random.choice(STRIKES)
     points = POINTS if not history.has_owners else POINTS | OWNER_POINTS
+    points = points | {point: number for feature in history.features for point, number in feature.points.items()}
     point = random.choices(list(points), list(points.values()))[0]
     is_after = action is double or random.random() < 0.5
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from random import Random
+from types import SimpleNamespace
 from typing import Any, NoReturn
 from unittest.mock import patch
 
@@ -22,14 +23,19 @@ from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 from tests.simulation.cluster import Session, ask_workers
 from tests.simulation.faults import FAULTS, strike
+from tests.simulation.features import Feature, features_of
 from tests.simulation.invariants import Invariants, WatchedClaims
 from tests.simulation.jobs import new_jobs
+from tests.simulation.limits import SharedLimits
+from tests.simulation.needs import ResourceNeeds
 from tests.simulation.network import Network, Remote, Server
 from tests.simulation.owner_faults import OWNER_FAULTS
 from tests.simulation.owners import Owners, SimulatedServe, has_owners, in_runs, stand_ins
-from tests.simulation.primitives import simulated, worlds
+from tests.simulation.pauses import Pauses
+from tests.simulation.primitives import here, simulated, worlds
 from tests.simulation.scheduler import SimulatedScheduler
 from tests.simulation.servers import Broker, Store
+from tests.simulation.times import Times
 from tests.simulation.worker import SimulatedWorker, active_here, probe_here, reserved_here
 from tests.simulation.world import NoRest, Process, World
 
@@ -84,6 +90,12 @@ class History:
         self.left = len(self.jobs)
         """How many of the jobs have not ended."""
 
+        # The clock of a ledger in a file may jump, and submitted runs are paused through the ledger.
+        alone = () if self.has_owners else (Times, Pauses)
+        self.features = features_of(self, SharedLimits, ResourceNeeds, *alone)
+        self.needs = next((feature for feature in self.features if isinstance(feature, ResourceNeeds)), None)
+        self.limits = next((feature for feature in self.features if isinstance(feature, SharedLimits)), None)
+        self.clock_error = min([Feature.clock_error, *(feature.clock_error for feature in self.features)])
         self.was_drained = False
         """Whether an executor was asked to end: then tasks are revoked."""
 
@@ -125,6 +137,9 @@ class History:
 
     def remote_claims(self) -> Any:
         return self._claims
+
+    def places_of_worker(self) -> Any:
+        return None if self.limits is None else self.limits.places_of_worker()
 
     def start_worker(self) -> None:
         self._numbers += 1
@@ -283,6 +298,7 @@ def simulation() -> Iterator[None]:
         "celeriac.worker.lease_manager.active_requests": lambda: active_here(runs[-1]),
         "celeriac.worker.lease_manager.reserved_requests": lambda: reserved_here(runs[-1]),
         "celeriac.worker.lease_manager.boot_id": lambda: "boot",
+        "celeriac.worker.taken_places.threading": SimpleNamespace(get_ident=lambda: id(here())),
         "celeriac.worker.renewals.probe": lambda server: probe_here(runs[-1]),
         "celeriac.cluster.lost_tasks.detector.BrokerSession": Session,
         "celeriac.cluster.lost_tasks.detector.ask_workers": ask_workers,

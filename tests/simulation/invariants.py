@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RESUMED_MACHINE = 1.0  # seconds in which the supervisor of a machine that was suspended ends its commands
 NOTICED_OUTAGE = 8.0  # seconds that the store serves no writes, until a watcher has noticed it
 RENEWED_WITHIN = 4.0  # seconds after an outage in which each worker that is alive renews its lease
+MAX_BEATS = 1_000  # heartbeats in a second; one follows each event
 CLOCK_ERROR = 1.06  # how much faster than another the clock of a process may go, at most
 
 
@@ -39,7 +40,8 @@ class Invariants:
 
     def __init__(self, history: History) -> None:
         self._history, self._world, self._jobs = history, history.world, history.jobs
-        self._live = 0
+        self._beats = (0, 0)
+        """A second, and how many heartbeats executors had in it."""
 
     # — commands —
 
@@ -51,7 +53,11 @@ class Invariants:
         job.starts.append((self._world.now, run))
         job.live.append(run)
         run.is_live = True
-        self._check_slots()
+        running = self._all_running()
+        if len(running) > history.most_commands:
+            history.fail(f"{len(running)} commands run in {history.most_commands} slots")
+        for feature in history.features:
+            feature.started(job, run, running)
         return job.plan(self._world.random)
 
     def command_ended(self, run: Run) -> None:
@@ -82,10 +88,8 @@ class Invariants:
             if not any(map(self._history.store.has_success_of, ids)):
                 fail(f"{key} starts, and {need} has not succeeded")
 
-    def _check_slots(self) -> None:
-        running = [run for job in self._jobs.values() for run in self._running(job)]
-        if len(running) > self._history.most_commands:
-            self._history.fail(f"{len(running)} commands run in {self._history.most_commands} slots")
+    def _all_running(self) -> list[tuple[Job, Run]]:
+        return [(job, run) for job in self._jobs.values() for run in self._running(job)]
 
     def _running(self, job: Job) -> list[Run]:
         """Return the commands of a job that run, except on a machine that is suspended, or was just now."""
@@ -104,17 +108,35 @@ class Invariants:
 
     def published(self, tasks: Sequence[Task], executor: CeleryExecutor) -> None:
         """Check a batch that is about to be sent."""
-        head = executor._lifecycle.queue.head()
+        head = self._head(executor)
         first_sent = [task for task in tasks if not executor._lifecycle.unconfirmed.get(task.key)]
         if head is not None and any(task.priority < head.priority for task in first_sent):
             self._history.fail(f"{head.key} is more urgent than what is sent, and waits")
         if self._history.has_owners:
             self._history.owners.watch.published(tasks, executor)
+        for feature in self._history.features:
+            feature.published(tasks, executor)
+
+    def _head(self, executor: CeleryExecutor) -> Task | None:
+        """Return the most urgent task that is ready, and that nothing holds back."""
+        queue, features = executor._lifecycle.queue, self._history.features
+        if not features:
+            return queue.head()
+        ready = sorted(entry for heap in queue._ready.values() for entry in heap if queue._is_alive(entry))
+        tasks = (entry.task for entry in ready)
+        return next((task for task in tasks if not any(f.holds_back(task, executor) for f in features)), None)
 
     def executor_rests(self, executor: CeleryExecutor) -> None:
+        self._check_rest()
         parallelism = self._history.parallelism
         if executor.slots_occupied > parallelism:
             self._history.fail(f"{executor.slots_occupied} of {parallelism} slots are occupied")
+
+    def _check_rest(self) -> None:
+        second = int(self._world.now)
+        self._beats = (second, self._beats[1] + 1 if self._beats[0] == second else 1)
+        if self._beats[1] > MAX_BEATS:
+            self._history.fail(f"an executor has {self._beats[1]} heartbeats in a second: it does not rest")
 
     def ledger_written(self, batch: LedgerBatch, drained_after: float) -> None:
         """Take what the ledger has stored. `drained_after` is the number of the executor's last event before a drain"""
@@ -138,6 +160,8 @@ class Invariants:
     def told(self, event: Event) -> None:
         history, job = self._history, self._jobs[str(event.key)]
         history.tell(f"{event.key} is {event.state.value}: {event.reason} {event.detail or ''}")
+        for feature in history.features:
+            feature.told(job, event)
         if not event.state.is_final:
             return
         if job.end is not None and job.end != event:
@@ -152,7 +176,8 @@ class Invariants:
             history.fail(f"{event.key} has ended as success, and no success of {event.id} was stored")
         if state is not State.SUCCESS and job.has_succeeded:
             history.fail(f"{event.key} has ended as {state.value} after its success was stored")
-        if state is State.REVOKED and job.revoke_at is None and not history.was_drained:
+        may_be_revoked = history.was_drained or any(feature.may_be_revoked(job) for feature in history.features)
+        if state is State.REVOKED and job.revoke_at is None and not may_be_revoked:
             history.fail(f"{event.key} is revoked, and that was not asked for")
 
 

@@ -149,8 +149,11 @@ class Network:
 class Remote:
     """An object at a server: each call of a method goes through the network."""
 
-    def __init__(self, network: Network, server: Server, target: Any, reads: tuple[str, ...]) -> None:
-        self._network, self._server, self._target, self._reads = network, server, target, reads
+    def __init__(
+        self, network: Network, server: Server, target: Any, reads: tuple[str, ...], *, kind: str = ""
+    ) -> None:
+        """`kind` is the begin of the names of its requests."""
+        self._network, self._server, self._target, self._reads, self._kind = network, server, target, reads, kind
         self.errors: tuple[type[Exception], ...] = ()
 
     def __getattr__(self, name: str) -> Any:
@@ -158,7 +161,9 @@ class Remote:
 
         def call(*args: Any, **options: Any) -> Any:
             reads = name in self._reads
-            return self._network.call(self._server, lambda: method(*args, **options), name, writes=not reads)
+            return self._network.call(
+                self._server, lambda: method(*args, **options), self._kind + name, writes=not reads
+            )
 
         return call
 

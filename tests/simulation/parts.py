@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.cluster.lost_tasks.detector import ThreadedLostTaskDetector
 from celeriac.cluster.revoker import ControlRevoker
+from celeriac.cluster.shared_places import SharedPlaces
 from celeriac.config.executor_config import Config
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import Ledger
@@ -42,20 +43,29 @@ class ClusterParts:
             timeout=TIMEOUT,
             on_found=self.results.wake,
         )
+        self._places = None if history.limits is None else history.limits.places_of_executor()
         claims = history.remote_claims()
         self._revoker = ControlRevoker(app, claims=claims, timeout=TIMEOUT, on_revoked=self.results.hint)
+
+    def _open_places(self) -> SharedPlaces:
+        assert self._places is not None
+        return self._places
 
     def executor(self, ledger: Ledger | None) -> CeleryExecutor:
         """Return the executor of these parts."""
         history, publisher = self._history, SimulatedPublisher(self._history)
+        if self._places is not None:
+            publisher.limits_of = self._places.limits_of
+        settings = {name: value for feature in history.features for name, value in feature.settings().items()}
         executor = publisher.executor = CeleryExecutor(
-            Config(parallelism=history.parallelism, search_interval=history.search_interval),
+            Config(parallelism=history.parallelism, search_interval=history.search_interval, **settings),
             publisher=publisher,
             results=self.results,
             revoker=self._revoker,
             capacity=self._workers if history.late_binding else None,
             lost_task_detector=self._detector,
             ledger=ledger,
+            open_places=self._open_places,
             clock=monotonic,
             wall_clock=self._process.wall,
             random=history.world.random,
@@ -68,3 +78,5 @@ class ClusterParts:
         self._detector.close()
         self._leases.close()
         self.results.close()
+        if self._places is not None:
+            self._places.close()

@@ -25,7 +25,8 @@ class SimulatedScheduler:
     def __init__(self, history: History, name: str) -> None:
         self.history, self.name = history, name
         world, random = history.world, history.world.random
-        self.process = Process(world, name, rate=random.uniform(0.995, 1.005), wall_offset=random.uniform(-3600, 3600))
+        rate, error = random.uniform(0.995, 1.005), history.clock_error
+        self.process = Process(world, name, rate=rate, wall_offset=random.uniform(-error, error))
         self.executor: CeleryExecutor | None = None
         self.ledger: OwnedLedger
         self.ends_by: str | None = None
@@ -94,6 +95,8 @@ class SimulatedScheduler:
             executor.revoke_tasks(keys)
             if executor.flush():
                 self.history.revoke_requested(keys)
+        for feature in self.history.features:
+            feature.before_heartbeat(executor)
         executor.heartbeat()
         self.history.invariants.executor_rests(executor)
         events = executor.read_events()

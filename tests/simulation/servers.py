@@ -6,8 +6,9 @@ or when a worker closes in order. RabbitMQ gives back when a connection ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.executor.interfaces import Unreadable
@@ -27,6 +28,9 @@ class Message:
 
     task: Task
     sent_at: float
+    limits: Sequence[Any] = ()
+    """The limits of its task, as a worker reads them."""
+
     taken_by: Process | None = None
     taken_at: float = 0.0
 
@@ -42,8 +46,8 @@ class Broker(Server):
         self.consumers: list[Event] = []
         """Set when there is a message to take. They have an order, so that a seed makes the same history each time."""
 
-    def publish(self, task: Task) -> None:
-        self.queue.append(Message(task, self.world.now))
+    def publish(self, task: Task, limits: Sequence[Any] = ()) -> None:
+        self.queue.append(Message(task, self.world.now, limits))
         self._notify()
 
     def _notify(self) -> None:

@@ -42,13 +42,22 @@ RETRY_DELAY = 1.0  # seconds until an answer to the broker is sent again
 QUEUE = "default"
 
 
+class Parts(SimpleNamespace):
+    """The parts of a worker that its lease tells of."""
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        return frozenset(() if self.resources is None else self.resources.waiting)
+
+
 class SimulatedWorker:
     """One worker process, from its start to its death."""
 
     def __init__(self, history: History, name: str, slots: int) -> None:
         self.history, self.name, self.slots = history, name, slots
         world, random = history.world, history.world.random
-        self.process = Process(world, name, rate=random.uniform(0.995, 1.005), wall_offset=random.uniform(-3600, 3600))
+        rate, error = random.uniform(0.995, 1.005), history.clock_error
+        self.process = Process(world, name, rate=rate, wall_offset=random.uniform(-error, error))
         history.worker_of[self.process] = self
         self._supervisor: Supervisor | None = None
         self._number = 0
@@ -130,7 +139,11 @@ class SimulatedWorker:
         self._requests = SimpleQueue()
         self._steps = ShutdownSteps(self.history.grace)
         self._runner = SimulatedRunner(self)
-        self.lease_manager = LeaseManager(self.history.remote_claims(), self._runner, server=None)
+        self.lease_manager = LeaseManager(
+            self.history.remote_claims(), self._runner, server=None, places=self.history.places_of_worker
+        )
+        needs = self.history.needs
+        self._room = ResourceRoom(NO_MACHINE) if needs is None else needs.room()
         self._run_task = self._register()
         self.process.spawn(self._shutdown_loop, name="shutdown")
         self._consume()
@@ -147,7 +160,7 @@ class SimulatedWorker:
             lease_manager=self.lease_manager,
             takes_no_more=lambda: self.is_shutting_down,
             request_class=object,
-            resources=ResourceRoom(NO_MACHINE),
+            resources=self._room,
         )
         return tasks[0]
 
@@ -157,10 +170,9 @@ class SimulatedWorker:
             hostname=self.name,
             slots=self.slots,
             app=SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=(QUEUE,)))),
-            parts=SimpleNamespace(
+            parts=Parts(
                 start_hold=None,
-                waiting=frozenset(),
-                resources=None,
+                resources=self._room if self.history.needs is not None else None,
                 pause=SimpleNamespace(is_on=False, asked_by=None, queues=()),
                 refusals=SimpleNamespace(count=0),
                 verifier=SimpleNamespace(fingerprints=()),
@@ -247,6 +259,8 @@ class SimulatedWorker:
         backend = SimpleNamespace(store_result=self._store_handed_back)
         task = SimpleNamespace(request=request, backend=backend)
         body = command_message(message.task)
+        if message.limits:
+            body["limits"] = message.limits
         try:
             outcome = self._run_task(task, body)
         except Ignore:
