@@ -21,6 +21,7 @@ from redis import Redis
 from celeriac.backend.claims import claims_for
 from celeriac.backend.claims.claim import (
     CLAIM_KEPT,
+    LEASE_KEPT,
     TOMBSTONE_KEPT,
     AlreadyClaimed,
     ClaimCancelled,
@@ -272,6 +273,13 @@ def test_an_ended_lease_is_gone(store, lease):
     store.claims.renew(lease)
     store.claims.end_lease(lease.holder)
     assert store.other.leases()[lease.holder].state is LeaseState.GONE
+    assert store.other.declare_dead(lease.holder, None)
+    store.claims.end_lease(lease.holder)
+    assert store.other.leases()[lease.holder].state is LeaseState.DEAD
+    unknown = uuid4().hex
+    store.claims.end_lease(unknown)
+    assert unknown not in store.other.leases()
+    assert store.other.declare_dead(unknown, None)
 
 
 def test_a_worker_that_has_renewed_since_is_not_declared_dead(store, task_id, lease):
@@ -366,6 +374,31 @@ def test_tombstones_are_kept_longer_than_claims(shared_redis, task_id):
         claims.cancel([other])
         ttl["cancelled"] = client.ttl(f"celeriac-claim-{other}")
     assert ttl["claimed"] <= CLAIM_KEPT < TOMBSTONE_KEPT - 60 <= min(ttl["fenced"], ttl["cancelled"])
+
+
+def test_a_renewal_keeps_the_claims_of_running_tasks(shared_redis, task_id, lease):
+    with app_at(shared_redis.url) as app, claims_of(app) as claims, closing(Redis(port=shared_redis.port)) as client:
+        claim(claims, task_id, lease.holder)
+        kept = client.ttl(f"celeriac-claim-{task_id}")
+        client.expire(f"celeriac-claim-{task_id}", 60)
+        claims.renew(replace(lease, running=(task_id,)))
+        assert client.ttl(f"celeriac-claim-{task_id}") >= kept - 60
+
+
+def test_a_lease_expires_after_the_last_sign_of_its_worker(shared_redis, task_id, lease):
+    key = f"celeriac-lease-{lease.holder}"
+    with app_at(shared_redis.url) as app, claims_of(app) as claims, closing(Redis(port=shared_redis.port)) as client:
+        for call in (
+            lambda: claims.renew(lease),
+            lambda: claim(claims, task_id, lease.holder),
+            lambda: claims.declare_dead(lease.holder, claims.leases()[lease.holder].heartbeat_count),
+        ):
+            call()
+            assert LEASE_KEPT - 60 < client.ttl(key) <= LEASE_KEPT
+            client.persist(key)
+        other = uuid4().hex
+        assert claims.declare_dead(other, None)
+        assert LEASE_KEPT - 60 < client.ttl(f"celeriac-lease-{other}") <= LEASE_KEPT
 
 
 def test_a_claim_is_kept_longer_than_the_visibility_timeout_of_its_broker():

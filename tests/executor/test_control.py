@@ -149,6 +149,8 @@ def test_cancel_with_wait_gets_a_second_reply_when_the_last_task_has_ended(broke
         CancelResult(name="a", outcome=CALLED_BACK, state=State.REVOKED, detail="revoked while it ran"),
         CancelResult(name="b", outcome=CALLED_BACK, state=State.SUCCESS),
     )
+    executor.heartbeat()
+    assert len(replies) == 2
 
 
 def test_cancel_with_wait_gets_a_second_reply_when_the_time_is_up(broker, executor, channel, clock):
@@ -573,6 +575,10 @@ def test_explain_an_unconfirmed_task(broker, executor, clock):
     waits_for, words = now(executor, "k")
     assert waits_for is WaitReason.CONFIRMATION
     assert words.startswith("publish not confirmed; retrying in ")
+    seconds = executor.explain("k").now.facts["seconds"]
+    assert 0 < seconds < 60
+    clock.advance(seconds / 2)
+    assert executor.explain("k").now.facts["seconds"] == pytest.approx(seconds / 2, abs=0.01)
 
 
 # — demand —

@@ -683,6 +683,20 @@ def test_an_executor_that_has_stopped_sends_nothing_and_keeps_failed_attempts_wa
     assert executor.explain("rest").now.waits_for is WaitReason.NOTHING_MORE
 
 
+def test_a_later_attempt_waits_for_no_needs_again(broker, executor):
+    needs = ("gone",)
+    executor.recovery.resume(
+        [
+            UnfinishedTask(Task(key="again", command="true", needs=needs, attempt=2), State.WAITING, 1.0),
+            UnfinishedTask(Task(key="gone", command="true"), State.WAITING, 1.0),
+            UnfinishedTask(Task(key="first", command="true", needs=needs), State.WAITING, 1.0),
+        ]
+    )
+    executor.heartbeat()
+    assert sent_keys(broker) == ["again", "gone"]
+    assert executor.explain("first").now.waits_for is WaitReason.NEEDS
+
+
 def test_resume_takes_over_tasks_at_any_time(clock, broker, executor):
     executor.queue_command("own", "true")
     executor.heartbeat()

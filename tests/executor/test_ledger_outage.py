@@ -11,6 +11,7 @@ from celeriac.config.executor_config import Config
 from celeriac.errors import InvalidTask, LedgerBroken, LedgerError, LedgerLocked, LedgerUnavailable
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LedgerBatch, LedgerTraits
+from celeriac.executor.requests import PriorityRequest
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.task.event import Event
 from celeriac.task.state import State
@@ -191,16 +192,6 @@ def test_tasks_wait_for_a_ledger_that_another_process_writes_to(broker, clock, c
     assert [task.key for task in broker.messages] == ["k"]
 
 
-def test_a_new_priority_is_recorded(broker, clock):
-    ledger = MemoryLedger()
-    executor = executor_with(ledger, broker, clock)
-    executor.queue_command("k", "true")
-    assert executor.flush()
-    executor.reprioritise("k", 7)
-    assert executor.flush()
-    assert [unfinished.task.priority for unfinished in ledger.unfinished()] == [7]
-
-
 def test_each_result_is_deleted_once_when_the_ledger_has_its_event(broker, clock):
     executor = executor_with(MemoryLedger(), broker, clock)
     for key in ("first", "second"):
@@ -247,3 +238,17 @@ def test_a_task_of_a_file_that_is_revoked_before_it_is_stored_is_not_stored(brok
     stored = [queued.task.key for batch in ledger.batches for queued in batch.queued]
     assert stored == ["runs"]
     assert [batch.revoked_waiting is not None for batch in ledger.batches].count(True) == 1
+
+
+def test_a_new_priority_is_recorded_with_its_event(broker, clock, channel):
+    ledger = SourceLedger()
+    executor = CeleryExecutor(
+        Config(parallelism=1), publisher=broker, results=broker, revoker=broker, ledger=ledger, control_channel=channel
+    )
+    executor.queue_command("k", "true")
+    assert executor.flush()
+    channel.ask(PriorityRequest(name="k", priority=7, asked_by="ada"))
+    executor.sync()
+    assert executor.flush()
+    assert [unfinished.task.priority for unfinished in ledger.unfinished()] == [7]
+    assert [event.priority is not None for batch in ledger.batches for event in batch.events] == [True]

@@ -9,7 +9,7 @@ import pytest
 from celeriac import CeleryExecutor, Config, Event, Execution, Reason, Result, State
 from celeriac.errors import SentBefore
 from celeriac.executor.executor import MAX_WAIT
-from celeriac.executor.interfaces import LostTask, Unreadable
+from celeriac.executor.interfaces import LostTask, UnfinishedTask, Unreadable
 from celeriac.task.task import Task
 from celeriac.testing import InMemoryBroker, ManualClock
 
@@ -24,6 +24,7 @@ class ScriptedDetector:
 
     def __init__(self) -> None:
         self.scans: list[list[str]] = []
+        self.urgent_scans = 0
         self.held: set[str] = set()
         self._lost: list[LostTask] = []
 
@@ -32,6 +33,7 @@ class ScriptedDetector:
 
     def scan(self, tasks: Iterable[Task], *, requested_at: float, urgent: bool = False) -> None:
         self.has_news = False
+        self.urgent_scans += urgent
         self.scans.append(sorted(str(task.key) for task in tasks))
 
     def take_lost(self) -> Collection[LostTask]:
@@ -346,3 +348,13 @@ def test_an_idle_executor_is_not_woken_by_scans(harness):
     began = harness.clock.now
     harness.executor.wait(2 * Config().search_interval)
     assert harness.clock.now == began + min(MAX_WAIT, 2 * Config().search_interval)
+
+
+def test_tasks_that_are_taken_over_are_searched_for_at_once(harness):
+    harness.executor.heartbeat()
+    harness.detector.scans.clear()
+    harness.executor.recovery.resume([UnfinishedTask(Task(key="k", command="true"), State.QUEUED, 1.0)])
+    harness.executor.queue_command("own", "true")
+    harness.executor.heartbeat()
+    harness.executor.heartbeat()
+    assert (harness.detector.scans, harness.detector.urgent_scans) == ([["k", "own"]], 1)

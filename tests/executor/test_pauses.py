@@ -130,6 +130,11 @@ def test_a_request_changes_limits_or_is_refused(executor, broker, channel):
     assert replies == [LimitsReply(parallelism=4, queue_limits={"default": 3})]
     executor.heartbeat()
     assert sent(broker) == ["a", "b", "c"]
+    changed = {"concurrency_limits": {"db": 1}}
+    replies = channel.ask(LimitsRequest(shared_limits=changed))
+    executor.sync()
+    assert isinstance(replies[0], LimitsReply)
+    assert executor.adjustments.shared_limits["concurrency_limits"] == {"db": 1}
     queue(executor, "wide", slots=3)
     replies = channel.ask(LimitsRequest(parallelism=2))
     executor.sync()
@@ -215,3 +220,13 @@ def test_runs_are_paused_as_a_whole_or_by_queue(executor, broker):
     assert executor.adjustments.pause_runs({})
     executor.heartbeat()
     assert sent(broker)[3:] == ["one/a", "one/b", "two/b"]
+
+
+def test_a_heartbeat_is_due_once_a_limit_is_raised(executor, broker, clock):
+    queue(executor, "a", "b", "c")
+    executor.heartbeat()
+    executor.heartbeat()
+    executor.adjustments.change_limits(parallelism=3)
+    before = clock.now
+    executor.wait(60.0)
+    assert clock.now == before

@@ -238,6 +238,18 @@ def test_a_task_at_the_broker_is_revoked_unless_it_has_started(executor, broker,
     assert executor.slots_occupied == 0
 
 
+def test_a_task_that_ends_in_spite_of_its_deadline_has_succeeded(executor, broker, clock):
+    broker.obeys_revokes = False
+    executor.queue_command("a", "true", deadline=NOW + 30)
+    executor.heartbeat()
+    clock.advance(31)
+    executor.heartbeat()
+    assert broker.revoked == [broker.message("a").message_id]
+    broker.succeed("a")
+    executor.heartbeat()
+    assert executor.get_event_buffer()[-1].state is State.SUCCESS
+
+
 def test_a_task_that_the_user_cancels_at_its_deadline_is_revoked(executor, broker, clock):
     executor.queue_command("a", "true", deadline=NOW + 30)
     executor.heartbeat()

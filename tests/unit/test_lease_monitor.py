@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis.exceptions import ReadOnlyError
 
 from celeriac.backend.claims import lease_monitor
 from celeriac.backend.claims.claim import Lease, LeaseState
@@ -72,6 +73,10 @@ def watched(monkeypatch) -> Iterator[Watched]:
 def test_workers_that_died_together_are_reported_once(watched):
     watched.poll_until_expired()
     assert (watched.dead(), watched.news) == ([*HOLDERS], 1)
+    assert watched.monitor.died == len(HOLDERS)
+    assert watched.monitor.has_news
+    watched.monitor.take_news()
+    assert not watched.monitor.has_news
     watched.poll()
     assert watched.news == 1
 
@@ -139,3 +144,26 @@ def test_another_error_of_a_poll_is_raised(watched, monkeypatch):
     with pytest.raises(LookupError):
         watched.monitor._run_round()
     assert not watched.monitor.has_polled
+
+
+def test_a_new_monitor_has_no_news(watched):
+    assert (watched.monitor.has_news, watched.monitor.polls, watched.news) == (False, 1, 0)
+    watched.poll()
+    assert watched.monitor.polls == 2
+
+
+def test_no_worker_is_declared_dead_while_the_store_refuses_writes(watched, monkeypatch, caplog):
+    def refuse() -> None:
+        raise ReadOnlyError("READONLY You can't write against a read only replica.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watched.claims, "check_writable", refuse)
+        watched.poll_until_expired()
+        watched.poll()
+        assert (watched.dead(), watched.monitor.has_polled) == ([], False)
+        assert len(caplog.messages) == 1
+    watched.poll()
+    assert watched.monitor.has_polled
+    assert len(caplog.messages) == 2
+    watched.poll_until_expired()
+    assert watched.dead() == [*HOLDERS]

@@ -313,12 +313,23 @@ def test_of_many_attempts_the_first_and_the_last_sends_are_kept(monkeypatch):
     assert [step.attempt for step in ended.steps if step.state == "publishing"] == [1, 5, 6, 7]
 
 
+def test_unconfirmed_tasks_are_counted_once():
+    site = Site()
+    site.broker.leave_unsure("k", delivered=False)
+    site.executor.queue_command("k", "true", queue="gpu")
+    for _ in range(3):
+        site.executor.heartbeat()
+        site.clock.advance(60)
+    assert site.numbers(metrics.PUBLISH_UNCONFIRMED) == {("gpu",): 1}
+
+
 def test_heartbeats_and_batches_are_timed():
     site = Site()
+    assert site.numbers(metrics.OLDEST_WAITING) == {(): 0.0}
     site.executor.telemetry.keep_observations()
     site.executor.queue_command("k", "true")
     site.executor.heartbeat()
-    assert site.observed(metrics.HEARTBEAT_SECONDS).number == 1
+    assert (site.observed(metrics.HEARTBEAT_SECONDS).number, site.observed(metrics.HEARTBEAT_SECONDS).total) == (1, 0.0)
     assert site.observed(metrics.PUBLISH_SECONDS).number == 1
     observed = [metric for metric, _, _ in site.executor.telemetry.take_observations()]
     assert observed == [metrics.PUBLISH_SECONDS, metrics.WAIT_SECONDS, metrics.SYNC_SECONDS, metrics.HEARTBEAT_SECONDS]
