@@ -19,6 +19,7 @@ cluster     what it sees of the workers and the queues
 owners      several `serve` that share a ledger, in a part of the histories, in the place of the executor
 owned_ledger  that ledger, and `owner_watch`, which checks it after each transaction
 jobs        the tasks, and what their commands do
+failover    a replica that lacks the last writes of the broker or the store
 faults      what is killed, frozen, stopped, cut and drained, also in the middle of a request; `owner_faults` of owners
 invariants  what must hold at each step
 features    what a share of the histories uses: `limits` of keys and rates (`places`), `needs`, `times`, `pauses`

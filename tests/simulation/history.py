@@ -22,10 +22,11 @@ from celeriac.surviving_loop import Survivor
 from celeriac.task.state import State
 from celeriac.task.task import Task, TaskKey
 from tests.simulation.cluster import Session, ask_workers
+from tests.simulation.failover import failovers
 from tests.simulation.faults import FAULTS, strike
 from tests.simulation.features import Feature, features_of
 from tests.simulation.invariants import Invariants, WatchedClaims
-from tests.simulation.jobs import new_jobs
+from tests.simulation.jobs import Job, new_jobs
 from tests.simulation.limits import SharedLimits
 from tests.simulation.needs import ResourceNeeds
 from tests.simulation.network import Network, Remote, Server
@@ -107,7 +108,8 @@ class History:
         """Whether all faults have ended."""
 
         self.invariants = Invariants(self)
-        self._claims = Remote(self.network, self.store, WatchedClaims(self), READS)
+        self.watched_claims = WatchedClaims(self)
+        self._claims = Remote(self.network, self.store, self.watched_claims, READS)
         self.network.on_strike = lambda what: self._fault_caused(strike.__name__, what)
         self.store.on_success = self._success_stored
 
@@ -200,11 +202,13 @@ class History:
 
     def handed_back(self, task_id: str) -> None:
         """Note that a worker has released a claim: its command may start again without a loss."""
-        next(job for job in self.jobs.values() if task_id.startswith(job.task.message_id)).handed_back += 1
+        self.job_of(task_id).handed_back += 1
 
     def _success_stored(self, task_id: str) -> None:
-        job = next(job for job in self.jobs.values() if task_id.startswith(job.task.message_id))
-        job.has_succeeded = True
+        self.job_of(task_id).has_succeeded = True
+
+    def job_of(self, task_id: str) -> Job:
+        return next(job for job in self.jobs.values() if task_id.startswith(job.task.message_id))
 
     # — the run —
 
@@ -279,7 +283,7 @@ def planned_faults(seed: int) -> list[tuple[float, Callable[[History], str | Non
     random = Random(f"{seed} faults")
     kinds = OWNER_FAULTS if has_owners(seed) else FAULTS
     faults = (strike if random.random() < 0.5 else random.choice(kinds) for _ in range(random.randint(0, 12)))
-    return [(random.uniform(0, FAULTS_UNTIL - 1), fault) for fault in faults]
+    return [*((random.uniform(0, FAULTS_UNTIL - 1), fault) for fault in faults), *failovers(seed)]
 
 
 runs: list[History] = []

@@ -26,6 +26,7 @@ from tests.simulation.jobs import CommandPlan, Job
 from tests.simulation.supervisor import Run
 
 if TYPE_CHECKING:
+    from tests.simulation.failover import StoredState
     from tests.simulation.history import History
 
 RESUMED_MACHINE = 1.0  # seconds in which the supervisor of a machine that was suspended ends its commands
@@ -49,14 +50,16 @@ class Invariants:
         history, key = self._history, run.request.env["CELERIAC_KEY"]
         job = self._jobs[key]
         history.tell(f"{key} starts as {run.request.id} on {run.process.name}")
-        self._check_start(key, job, run)
+        if not job.is_forgotten:
+            self._check_start(key, job, run)
+        self._check_needs(key, job)
         job.starts.append((self._world.now, run))
         job.live.append(run)
         run.is_live = True
         running = self._all_running()
         if len(running) > history.most_commands:
             history.fail(f"{len(running)} commands run in {history.most_commands} slots")
-        for feature in history.features:
+        for feature in history.features if not job.is_forgotten else ():
             feature.started(job, run, running)
         return job.plan(self._world.random)
 
@@ -82,14 +85,21 @@ class Invariants:
         if token <= job.token:
             fail(f"{key} starts with token {token} after token {job.token}")
         job.token = token
+
+    def _check_needs(self, key: str, job: Job) -> None:
         for need in job.task.needs:
+            other = self._jobs[str(need)]
+            if other.is_forgotten and other.has_succeeded:
+                continue  # a later result may have taken the place of its success, which is lost
             # Also under a claim that was fenced: its loss may never have been told, because the executor was killed.
-            ids = [one.request.id for _, one in self._jobs[str(need)].starts]
+            ids = [one.request.id for _, one in other.starts]
             if not any(map(self._history.store.has_success_of, ids)):
-                fail(f"{key} starts, and {need} has not succeeded")
+                self._history.fail(f"{key} starts, and {need} has not succeeded")
 
     def _all_running(self) -> list[tuple[Job, Run]]:
-        return [(job, run) for job in self._jobs.values() for run in self._running(job)]
+        """Return the commands that run, except those that a failover has made run twice, perhaps."""
+        jobs = (job for job in self._jobs.values() if not job.is_forgotten)
+        return [(job, run) for job in jobs for run in self._running(job)]
 
     def _running(self, job: Job) -> list[Run]:
         """Return the commands of a job that run, except on a machine that is suspended, or was just now."""
@@ -155,6 +165,8 @@ class Invariants:
         entry = store.claims._entries.get(event.id)
         if entry is None or entry.holder is None or entry.fenced or event.id in store.ended:
             return
+        if self._jobs[str(event.key)].is_forgotten:
+            return
         self._history.fail(f"{event.key} is told as lost, and the claim of {event.id} is not fenced")
 
     def told(self, event: Event) -> None:
@@ -170,11 +182,11 @@ class Invariants:
             history.job_ended()
         job.end = event
         state = event.state
-        if self._running(job):
+        if self._running(job) and not job.is_forgotten:
             history.fail(f"{event.key} has ended as {state.value} while its command runs")
         if state is State.SUCCESS and not history.store.has_success_of(event.id):
             history.fail(f"{event.key} has ended as success, and no success of {event.id} was stored")
-        if state is not State.SUCCESS and job.has_succeeded:
+        if state is not State.SUCCESS and job.has_succeeded and not job.is_forgotten:
             history.fail(f"{event.key} has ended as {state.value} after its success was stored")
         may_be_revoked = history.was_drained or any(feature.may_be_revoked(job) for feature in history.features)
         if state is State.REVOKED and job.revoke_at is None and not may_be_revoked:
@@ -225,6 +237,11 @@ class WatchedClaims:
                 self._history.fail("a worker that was declared dead has renewed its lease")
             self._renewed_at[lease.holder] = self._history.world.now
         return reply
+
+    def fail_over(self, kept: StoredState) -> None:
+        """Take note that a replica has taken the place of the store."""
+        self._dead = {holder for holder in self._dead if kept.is_dead(holder)}
+        self._token = kept.token - 1
 
     def end_lease(self, holder: str) -> None:
         """End a lease. From now on it makes no difference whether its worker is declared dead."""

@@ -45,6 +45,9 @@ class Job:
     end: Event | None = None
     was_queued: bool = False
     revoked: bool = False
+    is_forgotten: bool = False
+    """Whether a failover has lost anything that the store had of it: then it may run twice."""
+
     has_succeeded: bool = False
     """Whether the success of an attempt was stored that was not fenced."""
 

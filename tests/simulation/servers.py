@@ -48,16 +48,16 @@ class Broker(Server):
 
     def publish(self, task: Task, limits: Sequence[Any] = ()) -> None:
         self.queue.append(Message(task, self.world.now, limits))
-        self._notify()
+        self.notify()
 
-    def _notify(self) -> None:
+    def notify(self) -> None:
         for consumer in self.consumers.copy():
             consumer.set()
 
     def insert(self, message: Message) -> None:
         """Put a message before all others."""
         self.queue.insert(0, message)
-        self._notify()
+        self.notify()
 
     def take(self, process: Process) -> Message | None:
         """Take the next message. On Redis the client must `record` it in a second request."""
@@ -127,7 +127,8 @@ class Store(Server):
         self.results[task_id] = result
         if result.state.is_final:
             self.ended[task_id] = result.state
-        if result.state is State.SUCCESS and not self.claims._entries[task_id].fenced:
+        entry = self.claims._entries.get(task_id)  # none if a failover has lost the claim
+        if result.state is State.SUCCESS and (entry is None or not entry.fenced):
             self.on_success(task_id)
         for reader in self.readers:
             reader(task_id)
