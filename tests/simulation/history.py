@@ -44,6 +44,13 @@ FAULTS_UNTIL = 50.0  # seconds
 ENDED_WITHIN = 900.0  # seconds after the last fault until all tasks must have ended
 WATCHED_FOR = 12.0  # seconds after that in which nothing may start any more
 LAST_VISIBILITY_TIMEOUT = 3.0  # seconds; then Redis gives back all that dead workers had
+CLOCK_RATES, WRONG_CLOCK_RATES = (0.995, 1.005), (0.976, 1.024)
+"""How fast clocks go. The commands of a worker are dead 9.5 s after its last renewal by its own clock: 2 s until the
+reply comes, 6 s of silence, 1.5 s of grace. Others wait 10 s by theirs. So two clocks may differ by 5 %."""
+
+WRONG_CLOCKS = 0.2
+"""The share of the histories whose clocks go wrong as far as that."""
+
 READS = ("leases", "read", "heartbeat_ages")
 
 
@@ -67,6 +74,7 @@ class History:
         self.network = Network(self.world)
         self.broker = Broker(self.world, random.choice(("redis", "amqp")))
         self.store = Store(self.world, keeps_success=Random(f"{seed} results").random() < 0.7)
+        self._clock_rates = clock_rates(seed)
         self.has_owners = has_owners(seed)
         """Whether several `serve` share the ledger."""
 
@@ -112,6 +120,10 @@ class History:
         self._claims = Remote(self.network, self.store, self.watched_claims, READS)
         self.network.on_strike = lambda what: self._fault_caused(strike.__name__, what)
         self.store.on_success = self._success_stored
+
+    def clock_rate(self) -> float:
+        """Return how fast the clock of another machine goes."""
+        return self.world.random.uniform(*self._clock_rates)
 
     def tell(self, line: str) -> None:
         self.story.append(f"{self.world.now:9.3f}  {line}")
@@ -276,6 +288,11 @@ class History:
         """Start an executor if none is alive."""
         if not any(scheduler.process.is_alive for scheduler in self.schedulers):
             self.start_scheduler()
+
+
+def clock_rates(seed: int) -> tuple[float, float]:
+    """Return how fast the clocks of a history go: the slowest and the fastest."""
+    return WRONG_CLOCK_RATES if Random(f"{seed} clocks").random() < WRONG_CLOCKS else CLOCK_RATES
 
 
 def planned_faults(seed: int) -> list[tuple[float, Callable[[History], str | None]]]:

@@ -35,7 +35,7 @@ NUMBERS = (1, 1, 2, 3)
 KEY_RATES = ("1/s", "2/m", "5/m")
 QUEUE_RATES = ("2/s", "4/m", "12/m")
 OPERATION_TIMEOUT = 2.0  # seconds
-MAX_START_DELAY = CLAIM_VALIDITY * 1.01  # seconds from the last reply about a place until the start of its command
+MAX_START_DELAY = CLAIM_VALIDITY * 1.03  # seconds from the last reply about a place until the start of its command
 
 
 class SharedLimits(Feature):

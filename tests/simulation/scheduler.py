@@ -25,7 +25,7 @@ class SimulatedScheduler:
     def __init__(self, history: History, name: str) -> None:
         self.history, self.name = history, name
         world, random = history.world, history.world.random
-        rate, error = random.uniform(0.995, 1.005), history.clock_error
+        rate, error = history.clock_rate(), history.clock_error
         self.process = Process(world, name, rate=rate, wall_offset=random.uniform(-error, error))
         self.executor: CeleryExecutor | None = None
         self.ledger: OwnedLedger

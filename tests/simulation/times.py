@@ -27,7 +27,7 @@ START_WITHIN = 60.0  # seconds from the begin of a history until the `not_before
 DEADLINE_WITHIN = 90.0  # the same for a deadline
 MIN_TIME = 5.0  # seconds from `not_before` until the deadline
 CLOCK_ERROR = 5.0  # seconds that a wall clock is wrong, at most, besides its rate
-MAX_START_DELAY = CLAIM_VALIDITY * 1.01  # seconds from the worker's look at the deadline until the start
+MAX_START_DELAY = CLAIM_VALIDITY * 1.03  # seconds from the worker's look at the deadline until the start
 
 
 class Times(Feature):
@@ -56,12 +56,12 @@ class Times(Feature):
         """Return whether the deadline is near. An executor whose clock is late cannot know why another one, which was
         killed, has cancelled a task."""
         now, deadline = self.history.world.now, job.task.deadline
-        return deadline is not None and abs(EPOCH + now - deadline) < 2 * CLOCK_ERROR + now * 0.01
+        return deadline is not None and abs(EPOCH + now - deadline) < 2 * CLOCK_ERROR + now * 0.05
 
     def told(self, job: Job, event: Event) -> None:
         deadline = job.task.deadline
         if event.reason is Reason.DEADLINE:
-            latest = EPOCH + self.history.world.now * 1.005 + 2 * CLOCK_ERROR
+            latest = EPOCH + self.history.world.now * 1.025 + 2 * CLOCK_ERROR
             if deadline is None or latest < deadline:
                 self.history.fail(f"{event.key} has failed for a deadline that has not passed")
         is_retry = event.state is State.WAITING and event.reason not in (None, Reason.PUBLISH_ERROR)

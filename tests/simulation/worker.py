@@ -56,7 +56,7 @@ class SimulatedWorker:
     def __init__(self, history: History, name: str, slots: int) -> None:
         self.history, self.name, self.slots = history, name, slots
         world, random = history.world, history.world.random
-        rate, error = random.uniform(0.995, 1.005), history.clock_error
+        rate, error = history.clock_rate(), history.clock_error
         self.process = Process(world, name, rate=rate, wall_offset=random.uniform(-error, error))
         history.worker_of[self.process] = self
         self._supervisor: Supervisor | None = None
