@@ -256,6 +256,15 @@ def test_the_check_for_writes_leaves_no_lease(store, lease):
     assert store.other.leases() == before
 
 
+def test_the_check_for_writes_writes_to_a_database(tmp_path):
+    database = tmp_path / "results.db"
+    with app_at(f"db+sqlite:///{database}") as app, claims_of(app) as claims:
+        for beat in (1, 2):
+            claims.check_writable()
+            with closing(sqlite3.connect(database)) as connection:
+                assert connection.execute("SELECT beat FROM celeriac_lease").fetchall() == [(beat,)]
+
+
 def test_a_store_that_refuses_writes_can_be_read_and_fails_the_check_for_writes(request, tmp_path, lease):
     redis, postgres = request.getfixturevalue("shared_redis"), request.getfixturevalue("postgres")
     for server in (redis, postgres):

@@ -19,6 +19,8 @@ from celeriac.executor.requests import (
     CancelOutcome,
     CancelReply,
     CancelRequest,
+    DemandReply,
+    DemandRequest,
     ExplainReply,
     ExplainRequest,
     WaitReason,
@@ -294,3 +296,16 @@ def test_a_request_for_a_task_with_needs_finds_it(broker, channel, clock):
     executor.heartbeat()
     assert isinstance(explained[0], ExplainReply)
     assert explained[0].explanations[0].now.waits_for is WaitReason.NEEDS
+
+
+def test_tasks_that_are_only_accepted_are_demanded(executor, channel):
+    executor.heartbeat()
+    replies = channel.ask(DemandRequest())
+    executor.sync()
+    (reply,) = replies
+    assert isinstance(reply, DemandReply)
+    assert (reply.waiting, reply.open_slots) == ({}, 0)
+    executor.adjustments.change_limits(parallelism=2 * NUMBER)
+    replies = channel.ask(DemandRequest())
+    executor.sync()
+    assert sum(replies[0].waiting.values()) == NUMBER - 2

@@ -477,6 +477,8 @@ def test_explain_waiting_for_several_slots_and_behind_such_a_task(broker, execut
         WaitReason.OTHERS,
         "waiting: place 2 of queue 'default' (priority 0); a more urgent task needs 2 slots, and 1 are open",
     )
+    facts = executor.explain("small").now.facts
+    assert (facts["slots"], facts["open"]) == (2, 1)
     queue(executor, "next", queue="other", priority=2)
     assert now(executor, "next")[1].endswith("; sent by one of the next heartbeats")
 

@@ -125,6 +125,76 @@ def test_a_rate_says_when_the_next_task_may_start(make, broker, clock):
     assert sent(broker) == ["a", "b"]
 
 
+class LeasedPlaces(LocalPlaces):
+    """A store that keeps places only for as long as they are renewed."""
+
+    renew_interval: float | None = 20.0
+
+    def __init__(self, clock) -> None:
+        super().__init__(clock)
+        self.renewed: list[list[tuple[str, ...]]] = []
+
+    def renew(self, requests):
+        self.renewed.append([tuple(limit.name for limit in request.limits) for request in requests])
+
+
+def test_places_are_renewed_while_they_are_held(broker, clock):
+    places = LeasedPlaces(clock)
+    executor = CeleryExecutor(
+        Config(parallelism=2, concurrency_limits={"db": 3}),
+        publisher=broker,
+        results=broker,
+        revoker=broker,
+        open_places=lambda: places,
+        clock=clock,
+        wall_clock=clock,
+    )
+    queue(executor, "a", concurrency_key="db")
+    executor.heartbeat()
+    executor.heartbeat()
+    began = clock.now
+    while not places.renewed:
+        executor.wait(60)
+        executor.heartbeat()
+    assert (clock.now, places.renewed) == (began + 20, [[("key:db",)]])
+    executor.adjustments.change_limits(shared_limits={"queue_rates": {"default": "5/m"}})
+    broker.succeed("a")
+    executor.heartbeat()
+    clock.advance(60)
+    executor.heartbeat()
+    assert len(places.renewed) == 1
+    executor.get_event_buffer()
+    began = clock.now
+    executor.wait(60)
+    assert clock.now == began + 60
+
+
+def test_tasks_in_flight_take_places_of_a_first_limit(broker, clock):
+    places = LocalPlaces(clock)
+    one, other = (
+        CeleryExecutor(
+            Config(parallelism=2, concurrency_limits=limits),
+            publisher=broker,
+            results=broker,
+            revoker=broker,
+            open_places=lambda: places,
+            clock=clock,
+            wall_clock=clock,
+        )
+        for limits in ({"db": 1}, {"db": 1, "disk": 1})
+    )
+    queue(one, "a", concurrency_key="db")
+    one.heartbeat()
+    one.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": None}})
+    broker.start("a")
+    one.heartbeat()
+    one.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": 1}})
+    queue(other, "b", concurrency_key="db")
+    queue(other, "c", concurrency_key="disk")
+    other.heartbeat()
+    assert sent(broker) == ["a", "c"]
+
+
 def test_a_limit_that_other_executors_use_is_explained(broker, clock):
     class FullStore(LocalPlaces):
         """A store in which others hold all places. It takes longer to answer than an executor waits."""

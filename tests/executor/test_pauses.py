@@ -56,7 +56,7 @@ def test_a_request_pauses_the_executor_and_another_one_resumes_it(executor, brok
     status = executor.explain("b").now
     assert (status.waits_for, status.facts["asked_by"]) == (WaitReason.PAUSED, "ada")
     assert status.words == "waiting: place 1 of queue 'default' (priority 0); the run is paused by ada"
-    assert executor.adjustments.pauses.words() == "paused by ada"
+    assert executor.adjustments.pauses.words() == executor.adjustments.why_held() == "paused by ada"
     replies = channel.ask(PauseRequest(resume=True))
     executor.heartbeat()
     assert replies == [PauseReply(changed=True, paused=False, waiting=1, in_flight=0)]

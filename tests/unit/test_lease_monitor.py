@@ -167,3 +167,13 @@ def test_no_worker_is_declared_dead_while_the_store_refuses_writes(watched, monk
     assert len(caplog.messages) == 2
     watched.poll_until_expired()
     assert watched.dead() == [*HOLDERS]
+
+
+def test_a_worker_that_has_ended_its_lease_is_news(watched):
+    watched.claims.end_lease("a")
+    watched.poll()
+    assert (watched.news, watched.monitor.has_news) == (1, True)
+    for name in ("b", "c"):
+        watched.claims.renew(lease_of(name))
+    watched.poll()
+    assert watched.news == 1

@@ -75,6 +75,7 @@ def test_times_are_observed_from_the_arrival_to_the_end():
     site.executor.queue_command("first", "true")
     site.executor.queue_command("second", "true")
     site.executor.heartbeat()
+    assert site.numbers(metrics.OLDEST_QUEUED) == {("default",): 0.0}
     site.clock.advance(3)
     assert site.numbers(metrics.OLDEST_WAITING) == {(): 3.0}
     assert site.numbers(metrics.OLDEST_QUEUED) == {("default",): 3.0}
