@@ -28,17 +28,6 @@ def number_free_without_the_dead(moment: Moment, limit: Limit) -> int:
     return limit.number - len(moment._held(limit))
 
 
-def count_from_the_first_take(moment: Moment, request: Any, holder: str, delivery: str) -> TakeReply:
-    """Begin the window of a rate with the first reply to the worker."""
-    name = place_state.start_of(request.id, delivery)
-    before = {limit: moment._held(limit).get(name) for limit in request.limits}
-    reply = REAL_TAKE(moment, request, holder, delivery)
-    for limit, until in before.items():
-        if until is not None and reply is TakeReply.TAKEN:
-            moment._held(limit)[name] = until
-    return reply
-
-
 def leave_starts(moment: Moment, request: Any, holder: str, delivery: str, reason: LeaveReason) -> None:
     """Give up the place of a rate with the end of the command, not with that of its window."""
     REAL_LEAVE(moment, request, holder, delivery, reason)
@@ -85,11 +74,6 @@ change(
     "place-of-the-refused",
     "A worker keeps a place of a task that it drops, because another limit is full at the next try.",
     (TakenPlaces, "take", forget_refused),
-)
-change(
-    "early-window",
-    "The window of a rate begins long before a start that had to wait for its claim.",
-    (Moment, "take", count_from_the_first_take),
 )
 change(
     "short-window",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from celeriac.executor.dispatcher import Dispatcher
 from celeriac.executor.resources import Room
+from celeriac.executor.tracker import Tracked
 from celeriac.task.amounts import Amounts
 from celeriac.worker.resource_room import ResourceRoom
 from celeriac.worker.share import GpuPool
@@ -22,6 +24,10 @@ def take_the_first_gpus(pool: GpuPool, number: int) -> tuple[str, ...]:
     return tuple(sorted(pool._order, key=pool._order.__getitem__)[:number])
 
 
+def all_unconfirmed(dispatcher: Dispatcher) -> Iterator[Tracked]:
+    return iter([*dispatcher._lifecycle.unconfirmed.values()])
+
+
 change(
     "needs-unchecked-at-worker",
     "A worker starts what it is sent, although other executors have sent to it, or this one meant another worker.",
@@ -36,6 +42,11 @@ change(
     "needs-unchecked-at-executor",
     "An executor sends tasks although no live worker has room for them.",
     (Room, "fits", lambda room, task: True),
+)
+change(
+    "resend-in-pause",
+    "An executor sends messages once more although it is paused, or their queue is.",
+    (Dispatcher, "_unconfirmed", all_unconfirmed),
 )
 change(
     "deaf-to-pauses",
