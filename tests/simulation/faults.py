@@ -180,6 +180,8 @@ def strike(history: History) -> str:
 
 
 def kill(history: History, process: Process, server: Server) -> str:
+    if history.has_owners and process is history.owners.client:
+        return freeze(history, process, server)  # a task may be endless until this client cancels it
     process.kill()
     is_worker = process in history.worker_of
     later(history, history.chance.uniform(0, 20), history.start_worker if is_worker else history.keep_scheduler)
