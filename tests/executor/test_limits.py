@@ -92,6 +92,45 @@ def test_a_task_that_could_not_be_sent_gives_its_place_back(make, broker, clock)
     assert sent(broker) == ["a"]
 
 
+def test_a_task_that_was_not_sent_leaves_its_place_of_a_rate_to_others(make, broker, clock):
+    executor = make(queue_rates={"net": "1/h"})
+    queue(executor, "a", queue="net")
+    broker.refuse()
+    executor.heartbeat()
+    broker.heal()
+    executor.revoke_task("a")
+    queue(executor, "b", queue="net")
+    clock.advance(60)
+    executor.heartbeat()
+    assert sent(broker) == ["b"]
+
+
+def test_a_task_that_was_set_aside_gets_the_last_slot(make, broker):
+    executor = make(parallelism=2, concurrency_limits={"db": 1})
+    queue(executor, "a", "b", concurrency_key="db")
+    queue(executor, "x")
+    executor.heartbeat()
+    assert sent(broker) == ["a", "x"]
+    broker.succeed("a")
+    executor.heartbeat()
+    executor.heartbeat()
+    assert sent(broker) == ["a", "x", "b"]
+
+
+def test_the_window_of_a_rate_begins_with_the_start_and_not_with_the_end(make, broker, clock):
+    executor = make(queue_rates={"net": "1/m"})
+    queue(executor, "a", "b", queue="net")
+    executor.heartbeat()
+    broker.start("a")
+    executor.heartbeat()
+    clock.advance(30)
+    broker.succeed("a")
+    executor.heartbeat()
+    clock.advance(31)
+    executor.heartbeat()
+    assert sent(broker) == ["a", "b"]
+
+
 @pytest.mark.parametrize("fields", [{"queue": "net"}, {"concurrency_key": "api"}])
 def test_no_window_has_more_starts_than_the_rate(make, broker, clock, fields):
     executor = make(queue_rates={"net": "3/m"}, concurrency_rates={"api": "3/m"})
@@ -183,9 +222,9 @@ def test_tasks_in_flight_take_places_of_a_first_limit(broker, clock):
         )
         for limits in ({"db": 1}, {"db": 1, "disk": 1})
     )
+    one.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": None}})
     queue(one, "a", concurrency_key="db")
     one.heartbeat()
-    one.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": None}})
     broker.start("a")
     one.heartbeat()
     one.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": 1}})

@@ -186,6 +186,7 @@ class DependenciesModel(RuleBasedStateMachine):
     @invariant()
     def it_knows_the_blocked_tasks_and_their_unmet_needs(self) -> None:
         assert len(self.dependencies) == len(self.blocked)
+        assert self.dependencies.by_queue.total() == len(self.blocked)
         assert [task.key for task in self.dependencies.tasks()] == list(self.blocked)
         assert [key for key in KEYS if key in self.dependencies] == [key for key in KEYS if key in self.blocked]
         for key, item in self.blocked.items():

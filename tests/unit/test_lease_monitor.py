@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -177,3 +179,41 @@ def test_a_worker_that_has_ended_its_lease_is_news(watched):
         watched.claims.renew(lease_of(name))
     watched.poll()
     assert watched.news == 1
+
+
+def test_the_end_of_an_outage_is_logged(watched, monkeypatch, caplog):
+    def fail() -> None:
+        raise ConnectionError("refused")
+
+    caplog.set_level(logging.DEBUG, "celeriac")
+    monkeypatch.setattr(watched.monitor, "_poll_interval", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(watched.claims, "leases", fail)
+        assert watched.monitor._run_round()
+    watched.poll()
+    watched.poll()
+    assert ["is available again" in message for message in caplog.messages] == [False, True]
+
+
+class SlowClaims(MemoryClaims):
+    """Claims whose leases can be read once a test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_read = threading.Event()
+
+    def leases(self) -> Any:
+        self.may_read.wait(TIMEOUT)
+        return super().leases()
+
+
+def test_a_caller_waits_for_the_first_poll_and_close_ends_the_thread():
+    before = set(threading.enumerate())
+    claims = SlowClaims()
+    claims.renew(lease_of("a"))
+    monitor = LeaseMonitor(claims, on_news=lambda: None, poll_interval=10_000.0)
+    threading.Timer(0.05, claims.may_read.set).start()
+    monitor.wait_for_poll(TIMEOUT)
+    assert (monitor.has_polled, monitor.knows_any) == (True, True)
+    monitor.close()
+    assert not [each for each in set(threading.enumerate()) - before if each.name == "celeriac-leases"]

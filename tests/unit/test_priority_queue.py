@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from celeriac.errors import TaskAlreadyQueued, UnknownTask
 from celeriac.executor import priority_queue
-from celeriac.executor.priority_queue import Entry, PriorityQueue
+from celeriac.executor.limit import Limit
+from celeriac.executor.priority_queue import Entry, PriorityQueue, QueueAndNeeds, group_of
 from celeriac.task.task import Task
 
 KEYS = [f"k{n}" for n in range(12)]
@@ -142,6 +143,50 @@ def test_held_tasks_keep_their_places_and_are_not_ready():
     assert (head_key(queue), queue.dead_entries) == ("a1", 0)
     queue.hold(None)
     assert [entry.task.key for entry in drained(queue)] == ["a3", "a1"]
+
+
+def test_each_queue_counts_its_own_ready_tasks():
+    queue = PriorityQueue()
+    for key, name in (("a1", "a"), ("b1", "b"), ("b2", "b"), ("a2", "a"), ("a3", "a")):
+        queue.push(Task(key=key, command="true", queue=name))
+    queue.push(Task(key="a4", command="true", queue="a", cpus=1))
+    assert [queue.number_ready(name) for name in "abc"] == [4, 2, 0]
+    assert [queue.place_in_line(key) for key in ("a1", "a3", "b2")] == [1, 3, 2]
+
+
+def test_removed_tasks_have_no_place_in_line():
+    """Remove tasks behind the first one, with a delay, and set aside: all places are right when these have left."""
+    queue, limit = PriorityQueue(), Limit("key:db", 1)
+    queue.push(Task(key="full", command="true", priority=1))
+    queue.push(Task(key="full too", command="true", priority=1))
+    for _ in range(2):
+        head = queue.head()
+        assert head is not None
+        queue.set_aside(head, limit)
+    for key in ("first", "removed", "last"):
+        queue.push(Task(key=key, command="true"))
+    queue.push_back(queue.place(Task(key="delayed", command="true", priority=-1)), not_before=5.0)
+    for key in ("removed", "full", "delayed"):
+        queue.take(key)
+    assert (queue.place_in_line("last"), queue.dead_entries) == (2, 3)
+    queue.take_back(limit, 1)
+    queue.release(5.0)
+    assert (queue.place_in_line("last"), queue.dead_entries, queue.aside) == (3, 1, {})
+
+
+def test_tasks_of_rare_needs_share_a_heap(monkeypatch):
+    monkeypatch.setattr(priority_queue, "MAX_GROUPS", 2)
+    queue = PriorityQueue()
+    tasks = [Task(key=str(number), command="true", cpus=number) for number in range(1, 5)]
+    for task in tasks[:3]:
+        queue.push(task)
+    shared = QueueAndNeeds("default", None)
+    assert [queue.group_of_head(task) for task in tasks[:3]] == [group_of(tasks[0]), group_of(tasks[1]), shared]
+    for task in tasks[:3]:
+        queue.take(task.key)
+    assert queue.head() is None
+    queue.push(tasks[3])
+    assert queue.group_of_head(tasks[3]) == group_of(tasks[3])
 
 
 def head_key(queue: PriorityQueue) -> object:

@@ -97,6 +97,12 @@ def test_each_start_counts_as_the_least_free_memory_until_the_next_reading():
     assert reason_of(gate) is WaitReason.MEMORY
 
 
+def test_memory_that_is_just_enough_is_not_called_too_little():
+    gate = StartGate(Machine(free=GIB).read, min_free_memory=GIB)
+    assert start_all(gate, 0.0) == 1
+    assert words_of(gate) == "the free memory is measured again first"
+
+
 def test_the_next_start_waits_for_the_delay():
     gate = StartGate(None, max_load=1, delay=2.5)
     assert start_all(gate, 10.0) == 1

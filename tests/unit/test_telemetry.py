@@ -334,3 +334,21 @@ def test_heartbeats_and_batches_are_timed():
     assert site.observed(metrics.PUBLISH_SECONDS).number == 1
     observed = [metric for metric, _, _ in site.executor.telemetry.take_observations()]
     assert observed == [metrics.PUBLISH_SECONDS, metrics.WAIT_SECONDS, metrics.SYNC_SECONDS, metrics.HEARTBEAT_SECONDS]
+
+
+def test_the_age_of_the_oldest_waiting_task_begins_with_its_arrival():
+    site = Site()
+    site.executor.queue_command("k", "true")
+    assert site.numbers(metrics.OLDEST_WAITING) == {(): 0.0}
+    site.clock.advance(0.5)
+    assert site.numbers(metrics.OLDEST_WAITING) == {(): 0.5}
+
+
+def test_of_many_tasks_that_are_revoked_together_only_the_last_have_a_trace(monkeypatch):
+    monkeypatch.setattr("celeriac.executor.lifecycle.MAX_ENDED", 1)
+    site = Site()
+    site.executor.telemetry.keep_ended_tasks(Traces())
+    for key in ("first", "last"):
+        site.executor.queue_command(key, "true")
+    site.executor.terminate()
+    assert [ended.name for ended in site.executor.telemetry.take_ended_tasks()] == ["last"]
