@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import ExecutorEnded
+from celeriac.errors import ExecutorEnded, InvalidTask
 from celeriac.executor import dependencies
 from celeriac.executor.accepted import MIN_READY
 from celeriac.executor.executor import CeleryExecutor
@@ -309,3 +309,29 @@ def test_tasks_that_are_only_accepted_are_demanded(executor, channel):
     replies = channel.ask(DemandRequest())
     executor.sync()
     assert sum(replies[0].waiting.values()) == NUMBER - 2
+
+
+def test_an_executor_rests_once_all_are_queued(broker, channel, clock):
+    executor = executor_with(broker, clock, channel)
+    executor.accept_tasks(many(3))
+    executor.heartbeat()
+    executor.heartbeat()
+    started = clock()
+    executor.wait(60.0)
+    assert clock() > started
+
+
+def test_tasks_are_revoked_together_before_any_was_queued(executor):
+    assert executor.revoke_waiting(silently=True) == NUMBER
+    assert (executor.tasks_waiting, executor.get_event_buffer()) == (0, [])
+    assert executor.revoke_waiting(silently=True) == 0
+
+
+def test_only_the_last_ends_are_remembered_once_all_are_queued(broker, channel, clock, monkeypatch):
+    monkeypatch.setattr(dependencies, "MAX_REMEMBERED", 2)
+    executor = executor_with(broker, clock, channel)
+    executor.accept_tasks(many(4))
+    assert len(ends_of(executor, broker, ())) == 4
+    executor.queue_command("late", "true", needs=["4"])
+    with pytest.raises(InvalidTask, match="ended long ago"):
+        executor.queue_command("too late", "true", needs=["1"])

@@ -30,6 +30,7 @@ from celeriac.executor.requests import (
 from celeriac.ledger.memory import MemoryLedger
 from celeriac.task.result import Execution, Output, Reason, Result
 from celeriac.task.state import State
+from celeriac.task.task import Task
 from celeriac.testing import InMemoryControlChannel
 
 REVOKED, CALLED_BACK, UNKNOWN = CancelOutcome.REVOKED, CancelOutcome.CALLED_BACK, CancelOutcome.UNKNOWN
@@ -167,6 +168,16 @@ def test_cancel_with_wait_gets_a_second_reply_when_the_time_is_up(broker, execut
         executor.sync()
     assert clock.now - before == pytest.approx(7)
     assert fates(replies[1]) == {"a": (CALLED_BACK, State.RUNNING)}
+
+
+def test_cancel_with_wait_of_a_task_that_has_no_event_yet(broker, executor, channel, clock):
+    broker.obeys_revokes = False
+    executor.adopt_tasks([Task(key="a", command="true")], State.RUNNING)
+    replies = channel.ask(CancelRequest(names=("a",), wait=7))
+    executor.sync()
+    clock.advance(7)
+    executor.sync()
+    assert fates(replies[1]) == {"a": (CALLED_BACK, None)}
 
 
 def test_a_cancelled_task_counts_as_ended_if_its_key_is_used_again(broker, executor, channel):
@@ -420,6 +431,15 @@ def test_the_history_keeps_a_limited_number_of_tasks_and_events(broker, executor
     ]
 
 
+def test_the_history_keeps_the_last_of_the_tasks_that_are_revoked_together(executor, monkeypatch):
+    monkeypatch.setattr("celeriac.executor.lifecycle.MAX_ENDED", 2)
+    queue(executor, 1, 2, 3)
+    executor.terminate()
+    with pytest.raises(UnknownTask):
+        executor.explain(1)
+    assert [executor.explain(key).state for key in (2, 3)] == [State.REVOKED, State.REVOKED]
+
+
 def test_explain_waiting_for_slots(executor):
     queue(executor, "a", "b", priority=9)
     executor.heartbeat()
@@ -547,10 +567,35 @@ def test_explain_queued_running_and_cancelled_tasks(broker, executor, clock):
     executor.heartbeat()
     clock.advance(12)
     assert now(executor, "second") == (WaitReason.END, "running on in-memory for 12.0 s")
+    assert executor.explain("second").now.facts == {"seconds": 12.0, "host": "in-memory"}
     executor.revoke_task("first")
     executor.revoke_task("second")
     assert now(executor, "first")[0] is WaitReason.REVOCATION
     assert now(executor, "second") == (WaitReason.TERMINATION, "cancelling: its processes are being ended")
+
+
+def test_explain_a_later_attempt_that_could_not_be_sent(broker, executor):
+    queue(executor, "k", retries=1, retry_delay=0.0)
+    executor.heartbeat()
+    broker.fail("k")
+    executor.heartbeat()
+    broker.refuse("k")
+    queue(executor, "sent")
+    executor.heartbeat()
+    waits_for, words = now(executor, "k")
+    assert waits_for is WaitReason.RETRY
+    assert words.startswith("waiting: could not be sent; retrying in ")
+
+
+def test_explain_a_task_that_is_cancelled_unless_it_has_started(broker, executor):
+    broker.obeys_revokes = False
+    queue(executor, "k")
+    executor.heartbeat()
+    executor.cancel_unstarted()
+    assert now(executor, "k") == (
+        WaitReason.REVOCATION,
+        "cancelling: waiting for confirmation that it will not start",
+    )
 
 
 def test_explain_counts_tasks_ahead_in_the_broker(broker, clock):

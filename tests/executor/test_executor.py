@@ -61,6 +61,7 @@ def test_the_celery_id_is_known_before_a_task_is_sent(broker, executor):
     executor.heartbeat()
     (event,) = executor.get_event_buffer()
     assert event.id == task.message_id == broker.messages[0].message_id
+    assert event.number == 0, "only a ledger numbers events"
 
 
 def test_a_queue_at_its_limit_is_skipped_and_a_large_task_is_not(broker, clock):
@@ -135,6 +136,34 @@ def test_an_unconfirmed_task_keeps_its_slot_and_is_resent_under_the_same_id(brok
     assert events_of(executor) == [("k", State.PUBLISHING, Reason.PUBLISH_ERROR), ("k", State.QUEUED, None)]
 
 
+def test_an_unconfirmed_task_is_resent_after_a_delay_while_others_are_sent(broker, executor, clock):
+    broker.leave_unsure("unsure", delivered=False)
+    for key in ("unsure", "sent"):
+        executor.queue_command(key, "true")
+    executor.heartbeat()
+    broker.heal()
+    executor.heartbeat()
+    assert sent_keys(broker) == ["sent"]
+    clock.advance(60)
+    executor.heartbeat()
+    assert sent_keys(broker) == ["sent", "unsure"]
+
+
+def test_an_unconfirmed_attempt_that_has_failed_is_not_sent_again(broker, executor, clock):
+    broker.leave_unsure("k", delivered=True)
+    executor.queue_command("k", "true", retries=1, retry_delay=200)
+    executor.heartbeat()
+    broker.heal()
+    broker.fail("k")
+    for _ in range(3):
+        executor.heartbeat()
+        clock.advance(30)
+    assert [task.attempt for task in broker.messages] == [1]
+    clock.advance(600)
+    executor.heartbeat()
+    assert [task.attempt for task in broker.messages] == [1, 2]
+
+
 def test_a_message_that_cannot_be_encoded_fails_only_its_task(broker, executor):
     broker.refuse("bad", transient=False)
     executor.queue_command("bad", "true")
@@ -195,6 +224,16 @@ def test_a_retry_waits_and_ignores_late_results_of_the_first_attempt(broker, exe
     executor.heartbeat()
     end = executor.get_event_buffer()[-1]
     assert (end.state, end.attempt, end.id) == (State.SUCCESS, 2, second.message_id)
+
+
+def test_a_result_of_a_state_that_no_worker_reports_is_ignored(broker, executor):
+    executor.queue_command("k", "true")
+    executor.heartbeat()
+    broker.put(broker.message("k").message_id, Result(State.PUBLISHING))
+    executor.heartbeat()
+    broker.succeed("k")
+    executor.heartbeat()
+    assert [state for _, state, _ in events_of(executor)] == [State.QUEUED, State.SUCCESS]
 
 
 def test_an_unreadable_result_is_logged_once_and_fails_its_task_after_a_timeout(broker, clock, caplog):
@@ -695,6 +734,23 @@ def test_a_later_attempt_waits_for_no_needs_again(broker, executor):
     executor.heartbeat()
     assert sent_keys(broker) == ["again", "gone"]
     assert executor.explain("first").now.waits_for is WaitReason.NEEDS
+
+
+def test_a_first_attempt_that_could_not_be_sent_waits_for_its_delay_after_a_restart(clock, broker, executor):
+    task = Task(key="k", command="true")
+    executor.recovery.resume([UnfinishedTask(task, State.WAITING, 1.0, not_before=clock() + 30)])
+    executor.heartbeat()
+    assert sent_keys(broker) == []
+    clock.advance(31)
+    executor.heartbeat()
+    assert sent_keys(broker) == ["k"]
+
+
+def test_a_draining_executor_adopts_no_task(executor):
+    executor.drain()
+    with pytest.raises(ExecutorEnded):
+        executor.adopt_tasks([Task(key="k", command="true")])
+    assert executor.tasks_in_flight == 0
 
 
 def test_resume_takes_over_tasks_at_any_time(clock, broker, executor):

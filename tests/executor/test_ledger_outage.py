@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from celeriac.config.executor_config import Config
-from celeriac.errors import InvalidTask, LedgerBroken, LedgerError, LedgerLocked, LedgerUnavailable
+from celeriac.errors import (
+    ExecutorEnded,
+    InvalidTask,
+    LedgerBroken,
+    LedgerError,
+    LedgerLocked,
+    LedgerLost,
+    LedgerUnavailable,
+    UnknownTask,
+)
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LedgerBatch, LedgerTraits
 from celeriac.executor.requests import PriorityRequest
@@ -211,7 +220,31 @@ def test_a_task_that_the_ledger_cannot_store_is_refused(broker, clock):
     executor = executor_with(RefusingLedger(), broker, clock)
     with pytest.raises(InvalidTask):
         executor.queue_command("k", "true")
+    with pytest.raises(InvalidTask):
+        executor.intake.check(Task(key="k", command="true"), ())
     assert executor.tasks_waiting == 0
+
+
+class TakenLedger(MemoryLedger):
+    """Another executor has taken it over."""
+
+    def write(self, batch: LedgerBatch) -> None:
+        raise LedgerLost("ledger.db", "belongs to another executor")
+
+
+def test_an_executor_drops_all_tasks_when_another_owns_its_ledger(broker, clock):
+    executor = executor_with(TakenLedger(), broker, clock)
+    for key in ("chosen", "waits"):
+        executor.queue_command(key, "true")
+    with pytest.raises(LedgerLost):
+        executor.heartbeat()
+    assert (executor.tasks_waiting, executor.tasks_in_flight, broker.messages) == (0, 0, [])
+    assert executor.get_event_buffer() == []
+    with pytest.raises(ExecutorEnded):
+        executor.queue_command("new", "true")
+    for key in ("chosen", "waits"):
+        with pytest.raises(UnknownTask):
+            executor.explain(key)
 
 
 class SourceLedger(MemoryLedger):

@@ -10,6 +10,7 @@ from celeriac import CeleryExecutor, Config, Event, Execution, Reason, Result, S
 from celeriac.errors import SentBefore
 from celeriac.executor.executor import MAX_WAIT
 from celeriac.executor.interfaces import LostTask, UnfinishedTask, Unreadable
+from celeriac.executor.lost_task_schedule import DELAY_AFTER_OUTAGE
 from celeriac.task.task import Task
 from celeriac.testing import InMemoryBroker, ManualClock
 
@@ -133,11 +134,12 @@ def test_a_claimed_task_is_lost_even_if_its_start_was_not_reported(harness):
     assert (lost.reason, lost.detail) == (Reason.LOST, DETAIL)
 
 
-def test_an_unclaimed_lost_task_is_resent_under_the_same_id(harness):
+def test_an_unclaimed_lost_task_is_resent_under_the_same_id(harness, caplog):
     harness.queue("k", starts=False)
     states = [(event.state, event.reason) for event in harness.lose("k", was_claimed=False)]
     assert states == [(State.PUBLISHING, Reason.LOST), (State.QUEUED, None)]
     assert [task.message_id for task in harness.broker.messages] == [harness.broker.messages[0].message_id] * 2
+    assert caplog.messages == ["re-sent 1 tasks that neither the broker nor a worker has: 'k'"]
 
 
 def test_a_lost_task_that_has_started_meanwhile_goes_on_without_a_second_message(harness):
@@ -149,6 +151,12 @@ def test_a_lost_task_that_has_started_meanwhile_goes_on_without_a_second_message
     harness.executor.heartbeat()
     assert [event.state for event in harness.executor.get_event_buffer()] == [State.SUCCESS]
     assert len(harness.broker.messages) == 1
+
+
+def test_a_task_that_no_receipt_has_confirmed_is_not_lost(harness):
+    harness.broker.leave_unsure("k", delivered=True)
+    harness.queue("k", starts=False)
+    assert harness.lose("k", was_claimed=False) == []
 
 
 def test_a_late_result_of_a_lost_attempt_is_ignored_and_counted(harness):
@@ -208,6 +216,17 @@ def test_a_lost_task_of_a_draining_executor_fails_once_no_worker_can_claim_it(ha
     harness.executor.heartbeat()
     (event,) = harness.executor.get_event_buffer()
     assert (event.state, event.reason, event.detail) == (State.FAILED, Reason.LOST, DETAIL)
+
+
+def test_a_lost_task_of_a_draining_executor_may_still_succeed(harness):
+    harness.broker.is_durable = True
+    harness.queue("k", starts=False)
+    harness.executor.drain()
+    assert harness.lose("k", was_claimed=False) == []
+    harness.broker.succeed("k")
+    harness.executor.heartbeat()
+    (event,) = harness.executor.get_event_buffer()
+    assert (event.state, event.reason) == (State.SUCCESS, None)
 
 
 def test_a_revoked_task_that_was_not_found_ends_once_no_worker_can_claim_it(harness):
@@ -341,6 +360,17 @@ def test_a_regular_scan_leaves_out_tasks_that_have_changed_since_or_were_not_sen
     harness.clock.advance(half)
     harness.executor.heartbeat()
     assert harness.detector.scans == [["old"]]
+
+
+def test_all_tasks_are_searched_for_after_a_gap_in_the_pushed_changes(harness):
+    harness.broker.pushes = True
+    harness.queue("k")
+    harness.detector.scans.clear()
+    harness.broker.pushes = False
+    harness.executor.heartbeat()
+    harness.clock.advance(DELAY_AFTER_OUTAGE)
+    harness.executor.heartbeat()
+    assert harness.detector.scans == [["k"]]
 
 
 def test_an_idle_executor_is_not_woken_by_scans(harness):

@@ -106,7 +106,7 @@ def test_a_worker_with_enough_may_come_later(broker, clock, caplog):
     assert sent(broker) == ["small", "large"]
 
 
-def test_while_the_workers_are_not_known_tasks_with_needs_wait(broker, clock):
+def test_while_the_workers_are_not_known_tasks_with_needs_wait(broker, clock, caplog):
     workers = Workers()
     workers.now = None
     executor = executor_for(workers, broker, clock)
@@ -115,6 +115,7 @@ def test_while_the_workers_are_not_known_tasks_with_needs_wait(broker, clock):
     executor.heartbeat()
     assert sent(broker) == ["none"]
     assert why(executor, "needs") == (WaitReason.WORKERS, "the live workers are not known yet")
+    assert caplog.messages == []
     workers.now = {"one": share(1)}
     beat(executor, clock)
     assert sent(broker) == ["none", "needs"]
@@ -150,6 +151,61 @@ def test_what_was_in_flight_before_the_workers_were_known_counts(broker, clock):
     broker.succeed("a")
     beat(second, clock)
     assert sent(broker) == ["a", "b", "c"]
+
+
+def test_tasks_in_flight_count_again_after_their_workers_were_not_known(broker, clock):
+    workers = Workers(one=2)
+    executor = executor_for(workers, broker, clock)
+    queue(executor, "a", cpus=1)
+    executor.heartbeat()
+    known, workers.now = workers.now, None
+    queue(executor, "b", "c", cpus=1)
+    beat(executor, clock)
+    assert sent(broker) == ["a"]
+    workers.now = known
+    beat(executor, clock)
+    assert sent(broker) == ["a", "b"]
+
+
+def test_adopted_tasks_count_at_the_workers_that_have_room_for_them(broker, clock):
+    executor = executor_for(Workers(one=1, two=2), broker, clock)
+    executor.heartbeat()
+    executor.adopt_tasks([Task(key=key, command="true", cpus=1) for key in "ab"])
+    queue(executor, "large", cpus=2)
+    beat(executor, clock)
+    assert sent(broker) == []
+    assert why(executor, "large") == (WaitReason.RESOURCES, "it waits for 2 CPUs; 1 are free")
+
+
+def test_a_task_leaves_the_larger_worker_to_others(broker, clock):
+    executor = executor_for(Workers(large=8, small=2), broker, clock)
+    queue(executor, "small", cpus=2)
+    queue(executor, "large", cpus=8)
+    executor.heartbeat()
+    assert sent(broker) == ["small", "large"]
+
+
+def test_explain_names_what_is_missing_at_the_closest_worker(broker, clock):
+    """Let a task wait for four fifths of its CPUs at one worker, and for its whole GPU at the other."""
+    workers = Workers()
+    workers.now = {"gpu in use": share(10, gpus=1), "cpus in use": share(5, gpus=1)}
+    executor = executor_for(workers, broker, clock)
+    queue(executor, "cpus", cpus=4)
+    queue(executor, "gpu", cpus=2, gpus=1)
+    executor.heartbeat()
+    assert sent(broker) == ["cpus", "gpu"]
+    queue(executor, "both", cpus=5, gpus=1)
+    assert why(executor, "both") == (WaitReason.RESOURCES, "it waits for 5 CPUs; 1 are free")
+
+
+def test_explain_names_the_more_urgent_task_that_waits_for_resources(broker, clock):
+    executor = executor_for(Workers(one=4), broker, clock)
+    queue(executor, "runs", cpus=3)
+    executor.heartbeat()
+    queue(executor, "large", cpus=4)
+    queue(executor, "small", cpus=1)
+    status = executor.explain("small").now
+    assert (status.waits_for, status.facts["first"]) == (WaitReason.OTHERS, "large")
 
 
 def test_a_large_task_is_not_starved_by_smaller_ones_at_several_workers(broker, clock):
