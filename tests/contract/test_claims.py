@@ -364,6 +364,10 @@ def test_a_worker_without_a_lease_is_not_declared_dead_by_a_count(store, lease):
     assert isinstance(store.claims.renew(lease), Renewed)
 
 
+def test_of_no_claims_none_is_fenced(store):
+    assert list(store.claims.fence([])) == []
+
+
 def test_a_claim_replaced_by_another_worker_is_not_fenced(store, task_id):
     claim(store.claims, task_id, "w1")
     (stored,) = store.other.read([task_id]).values()
@@ -383,6 +387,22 @@ def test_tombstones_are_kept_longer_than_claims(shared_redis, task_id):
         claims.cancel([other])
         ttl["cancelled"] = client.ttl(f"celeriac-claim-{other}")
     assert ttl["claimed"] <= CLAIM_KEPT < TOMBSTONE_KEPT - 60 <= min(ttl["fenced"], ttl["cancelled"])
+
+
+def test_those_who_wait_for_a_result_learn_of_a_start_and_of_a_cancellation(shared_redis, task_id):
+    other = str(uuid4())
+    with (
+        app_at(shared_redis.url) as app,
+        claims_of(app) as claims,
+        closing(Redis(port=shared_redis.port)) as client,
+        client.pubsub() as subscription,
+    ):
+        subscription.subscribe(f"celery-task-meta-{task_id}", f"celery-task-meta-{other}")
+        assert [subscription.get_message(timeout=30)["type"] for _ in range(2)] == ["subscribe"] * 2
+        claims.claim(task_id, holder="w1", delivery="d", started_info={"hostname": "one@here"})
+        claims.cancel([other])
+        told = [msgspec.json.decode(subscription.get_message(timeout=30)["data"]) for _ in range(2)]
+    assert [(each["task_id"], each["status"]) for each in told] == [(task_id, states.STARTED), (other, states.REVOKED)]
 
 
 def test_a_renewal_keeps_the_claims_of_running_tasks(shared_redis, task_id, lease):
