@@ -11,9 +11,8 @@ commands of a worker that is frozen or cut off, before others declare that worke
 It imports only the standard library. An interpreter that skips site-packages calls `loop.main` with the descriptor of
 the control socket. On that socket, "+" brings the descriptor of one more connection, and "~" is a heartbeat: the
 worker's lease was good at the time that follows, by the monotonic clock. After the first heartbeat, a silence that is
-too long ends all commands. "z" stops the processes
-of all commands with SIGSTOP, and the clocks of their timeouts; "f" lets both go on. The end of the control socket, or
-SIGTERM, ends all commands and then the supervisor.
+too long ends all commands. "z" stops the processes of all commands with SIGSTOP, and the clocks of their timeouts; "f"
+lets both go on. The end of the control socket, or SIGTERM, ends all commands and then the supervisor.
 
 With a journal, the supervisor records each command before it starts it, and before it reports it: see `journal`.
 
