@@ -53,7 +53,7 @@ def test_tasks_share_what_there_is(executor, broker):
         queue(executor, key, cpus=1.5, memory="3G")
     executor.heartbeat()
     assert sent(broker) == ["a", "b"]
-    assert now(executor, "c") == (WaitReason.RESOURCES, "it waits for 1.5 CPUs; 1 are free")
+    assert now(executor, "c") == (WaitReason.RESOURCES, "it waits for 1.5 CPUs; free: 1")
     broker.succeed("a")
     executor.sync()
     executor.heartbeat()
@@ -65,7 +65,7 @@ def test_what_a_task_waits_for_is_explained(executor):
     queue(executor, "b", memory="8G")
     queue(executor, "c", memory="2G")
     executor.heartbeat()
-    assert now(executor, "b") == (WaitReason.RESOURCES, "it waits for 8 GiB of memory; 3 GiB are free")
+    assert now(executor, "b") == (WaitReason.RESOURCES, "it waits for 8 GiB of memory; free: 3 GiB")
     assert now(executor, "c") == (WaitReason.OTHERS, "a more urgent task waits for 8 GiB of memory")
     assert executor.explain("b").now.facts["free"] == 3 * 2**30
 

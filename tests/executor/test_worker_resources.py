@@ -70,7 +70,7 @@ def test_what_is_sent_fits_the_workers_one_by_one(broker, clock):
     queue(executor, "a", "b", "c", cpus=3)
     executor.heartbeat()
     assert sent(broker) == ["a", "b"]
-    assert why(executor, "c") == (WaitReason.RESOURCES, "it waits for 3 CPUs; 2 are free")
+    assert why(executor, "c") == (WaitReason.RESOURCES, "it waits for 3 CPUs; free: 2")
     broker.succeed("a")
     beat(executor, clock)
     assert sent(broker) == ["a", "b", "c"]
@@ -174,7 +174,7 @@ def test_adopted_tasks_count_at_the_workers_that_have_room_for_them(broker, cloc
     queue(executor, "large", cpus=2)
     beat(executor, clock)
     assert sent(broker) == []
-    assert why(executor, "large") == (WaitReason.RESOURCES, "it waits for 2 CPUs; 1 are free")
+    assert why(executor, "large") == (WaitReason.RESOURCES, "it waits for 2 CPUs; free: 1")
 
 
 def test_a_task_leaves_the_larger_worker_to_others(broker, clock):
@@ -195,7 +195,7 @@ def test_explain_names_what_is_missing_at_the_closest_worker(broker, clock):
     executor.heartbeat()
     assert sent(broker) == ["cpus", "gpu"]
     queue(executor, "both", cpus=5, gpus=1)
-    assert why(executor, "both") == (WaitReason.RESOURCES, "it waits for 5 CPUs; 1 are free")
+    assert why(executor, "both") == (WaitReason.RESOURCES, "it waits for 5 CPUs; free: 1")
 
 
 def test_explain_names_the_more_urgent_task_that_waits_for_resources(broker, clock):

@@ -203,7 +203,7 @@ class Explainer(Struct, kw_only=True):
         wanted, left = shortage_text(resource, needed, free)
         unit = MILLI if resource == "milli_cpus" else 1
         facts = {"resource": FIELD_OF[resource], "needs": needed / unit, "free": free / unit}
-        return WaitReason.RESOURCES, f"it waits for {wanted}; {left} are free", facts
+        return WaitReason.RESOURCES, f"it waits for {wanted}; free: {left}", facts
 
     def _turn_of_others(self, task: Task) -> Obstacle | None:
         """Return what a more urgent task waits for, so that this one is not sent."""
