@@ -189,8 +189,8 @@ class SessionDriver:
         self._executor.wait(self._session.pause(time.monotonic()))
 
     def tick_draining(self) -> None:
-        """Track the tasks in flight, and start no others."""
-        self._executor.sync()
+        """Track the tasks in flight, and start no others: the executor sends nothing more, but renews their places."""
+        self._executor.heartbeat()
         self._log_ends()
         self._executor.wait(MAX_PAUSE)
 
