@@ -97,12 +97,16 @@ class SimulatedWorker:
         return self._steps is not None and self._steps.step is not Step.RUN
 
     def terminate(self, request: Request = Request.DRAIN) -> None:
-        """Ask it to shut down, as a signal does."""
-        if self.process.is_alive:
+        """Ask it to shut down, as a signal does. Before it handles signals, one ends it."""
+        if self._steps is None:
+            self.process.kill()
+        elif self.process.is_alive:
             self.process.spawn(self._requests.put, request, name="signal")
 
     def on_revoke(self, ids: list[str], unless_started: bool) -> None:
         """Handle Celery's remote control, as our worker does."""
+        if self._steps is None:
+            return  # it has just been started, and hears nothing yet
         active = {request.id for request in self.active}
         for task_id in ids:
             if task_id not in active or not unless_started:
