@@ -491,7 +491,7 @@ def test_task_that_starts_just_before_it_is_sent_again_does_not_fail(executor, r
     with create_session() as session:
         (ti,) = stored.load(session, [celery_id])
         ti.state = "running"
-    heartbeat_until(executor, lambda: "re-sent 1 task that neither the broker" in caplog.text, "the end of a scan")
+    heartbeat_until(executor, lambda: "re-sent 1 tasks that neither the broker" in caplog.text, "the end of a scan")
     executor.heartbeat()
     assert executor.get_event_buffer() == {}
     assert messages_in_broker(redis, "gpu") == []

@@ -139,7 +139,7 @@ def test_an_unclaimed_lost_task_is_resent_under_the_same_id(harness, caplog):
     states = [(event.state, event.reason) for event in harness.lose("k", was_claimed=False)]
     assert states == [(State.PUBLISHING, Reason.LOST), (State.QUEUED, None)]
     assert [task.message_id for task in harness.broker.messages] == [harness.broker.messages[0].message_id] * 2
-    assert caplog.messages == ["re-sent 1 task that neither the broker nor a worker has: 'k'"]
+    assert caplog.messages == ["re-sent 1 tasks that neither the broker nor a worker has: 'k'"]
 
 
 def test_a_lost_task_that_has_started_meanwhile_goes_on_without_a_second_message(harness):

@@ -191,8 +191,7 @@ class ResultHandler:
             resent += [tracked.task.key] if self._lifecycle.is_unconfirmed(tracked) else []
         if resent:
             keys = ", ".join(map(repr, resent[:MAX_KEYS_LOGGED])) + (", …" if len(resent) > MAX_KEYS_LOGGED else "")
-            tasks = "1 task" if len(resent) == 1 else f"{len(resent)} tasks"
-            logger.warning("re-sent %s that neither the broker nor a worker has: %s", tasks, keys)
+            logger.warning("re-sent %d tasks that neither the broker nor a worker has: %s", len(resent), keys)
 
     def _handle_lost_task(self, tracked: Tracked, lost_task: LostTask, now: float) -> None:
         has_started = lost_task.was_claimed or tracked.state is State.RUNNING
