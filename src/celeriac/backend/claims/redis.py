@@ -317,9 +317,10 @@ class RedisClaims:
 
     def cancel(self, ids: Sequence[str], *, unless_started: bool = False) -> Collection[str]:
         options = [TOMBSTONE_KEPT, int(unless_started)]
-        keys = [[self._keys.claim(task_id), self._keys.result(task_id)] for task_id in ids]
-        values = [[*options, self._revoked(task_id), self._expires] for task_id in ids]
-        calls = list(zip(keys, values, strict=True))
+        calls = [
+            ([self._keys.claim(task_id), self._keys.result(task_id)], [*options, self._revoked(task_id), self._expires])
+            for task_id in ids
+        ]
         return [task_id for task_id, done in zip(ids, self._run_many(CANCEL, calls), strict=True) if done]
 
     def check_rights(self) -> None:
