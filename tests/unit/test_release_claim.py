@@ -36,14 +36,14 @@ def task() -> Any:
 
 
 def test_a_claim_that_is_released_lets_the_task_run_elsewhere(claims, lease_manager, task):
-    release_claim(lease_manager, task, FAILURE)
+    release_claim(lease_manager, task, FAILURE, revoked="revoked")
     assert claims.read(["a"]) == {}
 
 
 def test_a_task_that_was_cancelled_ends_as_revoked(claims, lease_manager, task):
     claims.cancel(["a"])
     with pytest.raises(CommandFailed) as raised:
-        release_claim(lease_manager, task, FAILURE)
+        release_claim(lease_manager, task, FAILURE, revoked="revoked")
     assert raised.value.report["reason"] == "revoked"
 
 
@@ -51,4 +51,4 @@ def test_a_task_whose_worker_was_declared_dead_is_not_told_as_revoked(claims, le
     """Say nothing about it: the executor tells it as lost, and it runs elsewhere."""
     claims.fence(list(claims.read(["a"]).values()))
     with pytest.raises(Ignore):
-        release_claim(lease_manager, task, FAILURE)
+        release_claim(lease_manager, task, FAILURE, revoked="revoked")

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from airflow.executors import workloads
-from celery import Celery, states
+from celery import Celery
 from celery.exceptions import Ignore, Reject
 from pydantic import TypeAdapter, ValidationError
 
@@ -39,7 +39,7 @@ from celeriac.worker.execute_command import admit
 from celeriac.worker.lease_manager import LeaseManager
 from celeriac.worker.outcome import not_run
 from celeriac.worker.parts import WorkerParts
-from celeriac.worker.task import claim_refused, hand_back, token_of
+from celeriac.worker.task import claim_refused, hand_back, release_claim, token_of
 
 TASK_NAME = "execute_workload"
 
@@ -158,12 +158,7 @@ def hand_back_unstarted(task: Any, workload: Any, lease_manager: LeaseManager | 
         log_event("handed back", **labels, why=str(failure))
         raise CommandFailed(not_run(Reason.LOST, f"it did not start: {failure}")) from None
     if lease_manager is not None:
-        task.backend.store_result(task.request.id, failure, states.RETRY, request=task.request)
-        if not lease_manager.release(task.request.id):
-            if lease_manager.is_fenced(task.request.id):
-                log_event("dropped", **labels, why="its worker was declared dead meanwhile")
-                raise Ignore from None
-            raise CommandFailed(not_run(Reason.REVOKED, "revoked before it started")) from None
+        release_claim(lease_manager, task, failure, log_event, revoked="revoked before it started")
     if failure.token_has_expired:
         log_event("dropped", **labels, why=str(failure))
         raise Ignore from None

@@ -81,7 +81,7 @@ def register_worker_task(
             if runner.is_closed and was_cut_short(failure.report):
                 reason = LeaveReason.HANDED_BACK
                 if lease_manager is not None:
-                    release_claim(lease_manager, task, failure)
+                    release_claim(lease_manager, task, failure, revoked="revoked while its worker shut down")
                 hand_back(labels)
             log_end(failure.report, labels)
             raise
@@ -138,18 +138,21 @@ def token_of(reply: ClaimReply | NoPlace | None, labels: dict[str, Any], log: Ca
     raise Ignore
 
 
-def release_claim(lease_manager: LeaseManager, task: Any, failure: CommandFailed) -> None:
-    """Release the claim of a command that was cut short, and store that the task waits again.
+def release_claim(
+    lease_manager: LeaseManager, task: Any, failure: Exception, log: Callable[..., None] = log_event, *, revoked: str
+) -> None:
+    """Release the claim of a task that is handed back, and store that the task waits again.
 
-    Raises `CommandFailed` if the task was cancelled meanwhile, and `Ignore` if it runs elsewhere.
+    Raises `CommandFailed` with the detail `revoked` if the task was cancelled meanwhile, and `Ignore` if it runs
+    elsewhere.
     """
     task.backend.store_result(task.request.id, failure, states.RETRY, request=task.request)
     if lease_manager.release(task.request.id):
         return
     if lease_manager.is_fenced(task.request.id):
-        log_event("dropped", id=task.request.id, why="its worker was declared dead meanwhile")
+        log("dropped", id=task.request.id, why="its worker was declared dead meanwhile")
         raise Ignore from None
-    raise CommandFailed(not_run(Reason.REVOKED, "revoked while its worker shut down")) from None
+    raise CommandFailed(not_run(Reason.REVOKED, revoked)) from None
 
 
 def leave_places(lease_manager: LeaseManager | None, request: Any) -> None:
