@@ -47,6 +47,34 @@ DELETE_REQUEST = delete(CONTROL_REQUESTS).where(
 )
 UPDATE_NUMBER = update(RUNS).where(RUNS.c.id == bindparam("of_run")).values(number=bindparam("last"))
 
+# Built once: to build them for each look at the ledger took as long as the look itself.
+OF_OWNER, OF_RUN = bindparam("of_owner"), bindparam("of_run")
+SELECT_REQUESTS = (
+    select(CONTROL_REQUESTS.c.id, RUNS.c.name, CONTROL_REQUESTS.c.key, CONTROL_REQUESTS.c.asked)
+    .join(RUNS, RUNS.c.id == CONTROL_REQUESTS.c.run)
+    .where(RUNS.c.owner == OF_OWNER)
+    .order_by(CONTROL_REQUESTS.c.id)
+)
+SELECT_OTHER_OWNERS = select(OWNERS).where(OWNERS.c.id != OF_OWNER)
+SELECT_IDLE_RUN = (
+    select(RUNS.c.id)
+    .where(SUBMITTED, or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(bindparam("alive", expanding=True))))
+    .limit(1)
+)
+LOCK_OWN_RUNS = (
+    select(RUNS.c.id)
+    .where(RUNS.c.id.in_(bindparam("runs", expanding=True)), RUNS.c.owner == OF_OWNER)
+    .order_by(RUNS.c.id)
+    .with_for_update()
+)
+HAS_UNFINISHED = exists().where(TASKS.c.run == OF_RUN, UNFINISHED)
+END_RUN = (
+    update(RUNS)
+    .where(RUNS.c.id == OF_RUN, RUNS.c.owner == OF_OWNER, ~HAS_UNFINISHED)
+    .values(ended=bindparam("when"), owner=None)
+)
+DELETE_REQUESTS = delete(CONTROL_REQUESTS).where(CONTROL_REQUESTS.c.run == OF_RUN, ~HAS_UNFINISHED)
+
 
 class ControlRequest(NamedTuple):
     """A request to the owner of a run: cancel one task, or all of them."""
@@ -158,9 +186,8 @@ class OwnedRuns:
 
     def _apply(self, connection: Connection, changes: Changes, last_number: int) -> None:
         # After a lost reply a run may have ended already, and another process may own it.
-        is_ours = (RUNS.c.id.in_(list(changes.runs)), RUNS.c.owner == self._owner.id)
-        locked = select(RUNS.c.id).where(*is_ours).order_by(RUNS.c.id).with_for_update()
-        ours = set(connection.execute(locked).scalars())
+        of_owner = {"runs": list(changes.runs), "of_owner": self._owner.id}
+        ours = set(connection.execute(LOCK_OWN_RUNS, of_owner).scalars())
         UPDATE_TASK_STATE.execute_many(connection, [row for row in changes.records if row["of_run"] in ours])
         insert_rows(connection, EARLIER_EVENTS, [row for row in changes.events if row["run"] in ours])
         if ours:
@@ -195,15 +222,11 @@ class OwnedRuns:
         """Return the requests for this owner, and whether there are runs to take. Changes nothing."""
 
         def query(connection: Connection) -> PendingWork:
-            columns = CONTROL_REQUESTS.c
-            named = select(columns.id, RUNS.c.name, columns.key, columns.asked)
-            joined = named.join(RUNS, RUNS.c.id == columns.run)
-            rows = connection.execute(joined.where(RUNS.c.owner == self._owner.id).order_by(columns.id))
-            requests = [ControlRequest(*row) for row in rows]
-            owners = connection.execute(select(OWNERS).where(OWNERS.c.id != self._owner.id)).all()
+            this_owner = {"of_owner": self._owner.id}
+            requests = [ControlRequest(*row) for row in connection.execute(SELECT_REQUESTS, this_owner)]
+            owners = connection.execute(SELECT_OTHER_OWNERS, this_owner).all()
             alive = [self._owner.id, *(owner.id for owner in owners if is_alive(connection, owner))]
-            has_no_owner = or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(alive))
-            idle = connection.execute(select(RUNS.c.id).where(SUBMITTED, has_no_owner).limit(1)).first()
+            idle = connection.execute(SELECT_IDLE_RUN, {"alive": alive}).first()
             pauses = pauses_of_submitted(connection) if self._database.has_all_tables else {}
             return PendingWork(requests, idle is not None or self._may_have_taken, pauses)
 
@@ -317,10 +340,8 @@ def unfinished_task_of(run: OwnedRun, row: Any) -> UnfinishedTask:
 
 def end_if_done(connection: Connection, run: int, owner: int) -> None:
     """If all tasks of the run have ended, end the run, give it up, and delete its requests."""
-    unfinished = exists().where(TASKS.c.run == run, UNFINISHED)
-    ended = update(RUNS).where(RUNS.c.id == run, RUNS.c.owner == owner, ~unfinished)
-    connection.execute(ended.values(ended=time.time(), owner=None))
-    connection.execute(delete(CONTROL_REQUESTS).where(CONTROL_REQUESTS.c.run == run, ~unfinished))
+    connection.execute(END_RUN, {"of_run": run, "of_owner": owner, "when": time.time()})
+    connection.execute(DELETE_REQUESTS, {"of_run": run})
 
 
 def in_flight_rows(connection: Connection, run: OwnedRun) -> list[Any]:

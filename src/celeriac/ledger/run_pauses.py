@@ -23,6 +23,7 @@ WHOLE = ""
 
 PAUSED = INPUTS.c.inputs.like('%"pauses":%')  # inside a JSON string, these quotes would be escaped
 PAUSED_INPUTS = "paused_inputs"
+SELECT_PAUSED = select(RUNS.c.name, INPUTS.c.inputs).join(INPUTS, INPUTS.c.run == RUNS.c.id).where(SUBMITTED, PAUSED)
 
 
 class ChangedPauses(NamedTuple):
@@ -56,12 +57,9 @@ def words_of(pauses: Mapping[str, StoredPause]) -> str | None:
 
 def pauses_of_submitted(connection: Connection) -> dict[str, dict[str, Pause]]:
     """Return the pauses of all submitted runs that have not ended, by run and queue."""
-    rows = connection.execute(
-        select(RUNS.c.name, INPUTS.c.inputs).join(INPUTS, INPUTS.c.run == RUNS.c.id).where(SUBMITTED, PAUSED)
-    )
     pauses = {
         name: {queue: Pause(pause.asked_by, pause.since) for queue, pause in decode_pauses(text).items()}
-        for name, text in rows
+        for name, text in connection.execute(SELECT_PAUSED)
     }
     return {name: of_run for name, of_run in pauses.items() if of_run}
 
