@@ -146,6 +146,7 @@ def test_tokens_grow(store, task_id):
 def test_a_released_task_can_be_claimed_again(store, task_id):
     claim(store.claims, task_id, "w1")
     assert not store.claims.release(task_id, holder="w2")
+    assert store.other.read([task_id])[task_id].holder == "w1"
     assert isinstance(claim(store.other, task_id, "w2"), AlreadyClaimed)
     assert store.claims.release(task_id, holder="w1")
     assert isinstance(claim(store.other, task_id, "w2"), Granted)
@@ -182,6 +183,7 @@ def test_a_running_task_is_cancelled_through_its_workers_lease(store, task_id, l
     running = msgspec.structs.replace(lease, running=(task_id,))
     assert store.claims.renew(running) == Renewed(cancelled=frozenset({task_id}))
     assert not store.claims.release(task_id, holder=lease.holder)
+    assert store.other.read([task_id]) == {}
     assert claim(store.other, task_id, "w2") == ClaimCancelled()
 
 

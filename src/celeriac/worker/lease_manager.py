@@ -230,16 +230,16 @@ class LeaseManager:
         )
         return True if released is None else released
 
-    def is_fenced(self, task_id: str) -> bool:
-        """Return whether a task was declared lost. While the store is unavailable or refuses, try again for
-        `RELEASE_TIMEOUT`; then return False."""
+    def is_claimed(self, task_id: str) -> bool:
+        """Return whether a task is claimed, or fenced. While the store is unavailable or refuses, try again for
+        `RELEASE_TIMEOUT`; then return True."""
         deadline = time.monotonic() + RELEASE_TIMEOUT
 
-        def attempt() -> bool:
-            claim = self.claims.read([task_id]).get(task_id)
-            return claim is not None and claim.fenced
+        def attempt() -> tuple[bool]:
+            return (task_id in self.claims.read([task_id]),)
 
-        return bool(self._retry.call_until(attempt, lambda: time.monotonic() >= deadline))
+        (is_claimed,) = self._retry.call_until(attempt, lambda: time.monotonic() >= deadline) or (True,)
+        return is_claimed
 
     # — for the worker —
 

@@ -143,14 +143,15 @@ def release_claim(
 ) -> None:
     """Release the claim of a task that is handed back, and store that the task waits again.
 
-    Raises `CommandFailed` with the detail `revoked` if the task was cancelled meanwhile, and `Ignore` if it runs
-    elsewhere.
+    Raises `CommandFailed` with the detail `revoked` if the task was cancelled meanwhile, and `Ignore` if it may run
+    elsewhere: a released claim is gone, so one that is still there belongs to another worker, or to a holder under
+    which this worker was declared dead. Then its executor finds out what has become of it.
     """
     task.backend.store_result(task.request.id, failure, states.RETRY, request=task.request)
     if lease_manager.release(task.request.id):
         return
-    if lease_manager.is_fenced(task.request.id):
-        log("dropped", id=task.request.id, why="its worker was declared dead meanwhile")
+    if lease_manager.is_claimed(task.request.id):
+        log("dropped", id=task.request.id, why="this worker has lost its claim meanwhile")
         raise Ignore from None
     raise CommandFailed(not_run(Reason.REVOKED, revoked)) from None
 
