@@ -43,8 +43,11 @@ class Times(Feature):
         return replace(task, not_before=not_before, deadline=deadline)
 
     def published(self, tasks: Sequence[Task], executor: CeleryExecutor) -> None:
+        """Check those that are sent for the first time. It may be an earlier executor, and its clock, that has sent
+        what is sent once more."""
         for task in tasks:
-            if task.not_before is not None and wall() < task.not_before:
+            is_first = not executor._lifecycle.unconfirmed.get(task.key)
+            if is_first and task.not_before is not None and wall() < task.not_before:
                 self.history.fail(f"{task.key} is sent {task.not_before - wall():.3f} s before its time")
 
     def started(self, job: Job, run: Run, running: Sequence[tuple[Job, Run]]) -> None:
