@@ -37,6 +37,7 @@ from tests.simulation.primitives import here, simulated, worlds
 from tests.simulation.scheduler import SimulatedScheduler
 from tests.simulation.servers import Broker, Store
 from tests.simulation.times import Times
+from tests.simulation.unrecorded import unrecorded_messages
 from tests.simulation.worker import SimulatedWorker, active_here, probe_here, reserved_here
 from tests.simulation.world import NoRest, Process, World
 
@@ -300,7 +301,8 @@ def planned_faults(seed: int) -> list[tuple[float, Callable[[History], str | Non
     random = Random(f"{seed} faults")
     kinds = OWNER_FAULTS if has_owners(seed) else FAULTS
     faults = (strike if random.random() < 0.5 else random.choice(kinds) for _ in range(random.randint(0, 12)))
-    return [*((random.uniform(0, FAULTS_UNTIL - 1), fault) for fault in faults), *failovers(seed)]
+    timed = ((random.uniform(0, FAULTS_UNTIL - 1), fault) for fault in faults)
+    return [*timed, *failovers(seed), *unrecorded_messages(seed)]
 
 
 runs: list[History] = []

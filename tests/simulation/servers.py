@@ -43,6 +43,7 @@ class Broker(Server):
         self.kind, self.visibility_timeout = kind, VISIBILITY_TIMEOUT
         self.queue: list[Message] = []
         self.unacked: dict[int, Message] = {}
+        self.last_taken: dict[Process, Message] = {}
         self.consumers: list[Event] = []
         """Set when there is a message to take. They have an order, so that a seed makes the same history each time."""
 
@@ -66,6 +67,7 @@ class Broker(Server):
             return None
         message = self.queue.pop(0)
         message.taken_by, message.taken_at = process, self.world.now
+        self.last_taken[process] = message
         if self.kind == "amqp":
             self.unacked[id(message)] = message
         return message
