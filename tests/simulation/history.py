@@ -100,9 +100,9 @@ class History:
         self.left = len(self.jobs)
         """How many of the jobs have not ended."""
 
-        # The clock of a ledger in a file may jump, and submitted runs are paused through the ledger.
-        alone = () if self.has_owners else (Times, Pauses)
-        self.features = features_of(self, SharedLimits, ResourceNeeds, *alone)
+        # Submitted runs are paused through the ledger.
+        alone = () if self.has_owners else (Pauses,)
+        self.features = features_of(self, SharedLimits, ResourceNeeds, Times, *alone)
         self.needs = next((feature for feature in self.features if isinstance(feature, ResourceNeeds)), None)
         self.limits = next((feature for feature in self.features if isinstance(feature, SharedLimits)), None)
         self.clock_error = min([Feature.clock_error, *(feature.clock_error for feature in self.features)])

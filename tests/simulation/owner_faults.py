@@ -18,6 +18,7 @@ from tests.simulation.faults import (
     suspend_machine,
     terminate_worker,
 )
+from tests.simulation.times import Times
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
@@ -65,8 +66,11 @@ def cut_owner(history: History) -> str | None:
     return f"{owner.name}: {cut_off(history, owner.process, history.ledger_server)}"
 
 
-def step_clock(history: History) -> str:
-    """Let the clock jump that leases are measured by."""
+def step_clock(history: History) -> str | None:
+    """Let the clock jump that leases are measured by. That of a file is the clock of its processes, too: it does not
+    jump where tasks have times."""
+    if history.owners.server.kind == "file" and any(isinstance(feature, Times) for feature in history.features):
+        return None
     seconds = history.chance.choice((-1.0, 1.0)) * history.chance.uniform(0.5, 60.0)
     history.owners.step_clock(seconds)
     return f"the clock of the ledger jumps by {seconds:.1f} s"

@@ -170,6 +170,9 @@ class LedgerWatch:
             self._numbers[key_of_run] = number
             if event.state is not State.WAITING or event.reason is None:
                 continue
-            self._history.jobs[str(event.key)].attempts_ended.add(number)
+            job = self._history.jobs[str(event.key)]
+            job.attempts_ended.add(number)
+            for feature in self._history.features:
+                feature.told(job, event)
             if event.reason in (Reason.LOST, Reason.POISON):
                 self._history.invariants.check_fenced(event)

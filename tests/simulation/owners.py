@@ -198,9 +198,9 @@ class SimulatedServe:
     def __init__(self, history: History, name: str) -> None:
         self.history, self.name = history, name
         world, random, owners = history.world, history.world.random, history.owners
-        rate, offset = history.clock_rate(), random.uniform(-3600, 3600)
+        rate, offset = history.clock_rate(), random.uniform(-history.clock_error, history.clock_error)
         is_file = owners.server.kind == "file"  # of one machine, with one clock
-        self.process = Process(
+        self.process: Process = Process(
             world, name, rate=1.0 if is_file else rate, wall_offset=owners.server.clock_offset if is_file else offset
         )
         self.process.pid = owners.next_pid()
