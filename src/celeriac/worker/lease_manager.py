@@ -219,27 +219,20 @@ class LeaseManager:
         return bool(self._retry.call_until(attempt, is_shutting_down))
 
     def release(self, task_id: str) -> bool:
-        """Release a claim. Return whether the task may run elsewhere under the same id.
-
-        While the store is unavailable or refuses, try again for `RELEASE_TIMEOUT`. Then return True: executors find
-        out that the claim is void.
-        """
-        deadline = time.monotonic() + RELEASE_TIMEOUT
-        released = self._retry.call_until(
-            lambda: self.claims.release(task_id, holder=self.holder), lambda: time.monotonic() >= deadline
-        )
-        return True if released is None else released
+        """Release a claim. Return whether the task may run elsewhere under the same id; True if the store has not
+        answered in time: executors find out that the claim is void."""
+        return self._ask(lambda: self.claims.release(task_id, holder=self.holder))
 
     def is_claimed(self, task_id: str) -> bool:
-        """Return whether a task is claimed, or fenced. While the store is unavailable or refuses, try again for
-        `RELEASE_TIMEOUT`; then return True."""
+        """Return whether a task is claimed, or fenced; True if the store has not answered in time."""
+        return self._ask(lambda: task_id in self.claims.read([task_id]))
+
+    def _ask(self, question: Callable[[], bool]) -> bool:
+        """Return the answer of the store. While it is unavailable or refuses, try again for `RELEASE_TIMEOUT`; then
+        return True."""
         deadline = time.monotonic() + RELEASE_TIMEOUT
-
-        def attempt() -> tuple[bool]:
-            return (task_id in self.claims.read([task_id]),)
-
-        (is_claimed,) = self._retry.call_until(attempt, lambda: time.monotonic() >= deadline) or (True,)
-        return is_claimed
+        answer = self._retry.call_until(question, lambda: time.monotonic() >= deadline)
+        return True if answer is None else answer
 
     # — for the worker —
 
