@@ -16,9 +16,17 @@ from celeriac.testing import InMemoryBroker
 
 @pytest.fixture
 def make(broker, clock):
-    def make(**limits) -> CeleryExecutor:
+    def make(places: LocalPlaces | None = None, **limits) -> CeleryExecutor:
         config = Config(parallelism=limits.pop("parallelism", 9), **limits)
-        return CeleryExecutor(config, publisher=broker, results=broker, revoker=broker, clock=clock, wall_clock=clock)
+        return CeleryExecutor(
+            config,
+            publisher=broker,
+            results=broker,
+            revoker=broker,
+            open_places=None if places is None else lambda: places,
+            clock=clock,
+            wall_clock=clock,
+        )
 
     return make
 
@@ -177,17 +185,9 @@ class LeasedPlaces(LocalPlaces):
         self.renewed.append([tuple(limit.name for limit in request.limits) for request in requests])
 
 
-def test_places_are_renewed_while_they_are_held(broker, clock):
+def test_places_are_renewed_while_they_are_held(make, broker, clock):
     places = LeasedPlaces(clock)
-    executor = CeleryExecutor(
-        Config(parallelism=2, concurrency_limits={"db": 3}),
-        publisher=broker,
-        results=broker,
-        revoker=broker,
-        open_places=lambda: places,
-        clock=clock,
-        wall_clock=clock,
-    )
+    executor = make(places, concurrency_limits={"db": 3})
     queue(executor, "a", concurrency_key="db")
     executor.heartbeat()
     executor.heartbeat()
@@ -208,20 +208,9 @@ def test_places_are_renewed_while_they_are_held(broker, clock):
     assert clock.now == began + 60
 
 
-def test_tasks_in_flight_take_places_of_a_first_limit(broker, clock):
+def test_tasks_in_flight_take_places_of_a_first_limit(make, broker, clock):
     places = LocalPlaces(clock)
-    one, other = (
-        CeleryExecutor(
-            Config(parallelism=2, concurrency_limits=limits),
-            publisher=broker,
-            results=broker,
-            revoker=broker,
-            open_places=lambda: places,
-            clock=clock,
-            wall_clock=clock,
-        )
-        for limits in ({"db": 1}, {"db": 1, "disk": 1})
-    )
+    one, other = (make(places, concurrency_limits=limits) for limits in ({"db": 1}, {"db": 1, "disk": 1}))
     one.adjustments.change_limits(shared_limits={"concurrency_limits": {"db": None}})
     queue(one, "a", concurrency_key="db")
     one.heartbeat()
@@ -234,7 +223,7 @@ def test_tasks_in_flight_take_places_of_a_first_limit(broker, clock):
     assert sent(broker) == ["a", "c"]
 
 
-def test_a_limit_that_other_executors_use_is_explained(broker, clock):
+def test_a_limit_that_other_executors_use_is_explained(make, clock):
     class FullStore(LocalPlaces):
         """A store in which others hold all places. It takes longer to answer than an executor waits."""
 
@@ -242,17 +231,7 @@ def test_a_limit_that_other_executors_use_is_explained(broker, clock):
             clock.advance(1)
             return {each.id: Refusal(each.limits[0], 3, 0.25) for each in requests}
 
-    config = Config(parallelism=2, concurrency_limits={"db": 3})
-    places = FullStore(clock)
-    executor = CeleryExecutor(
-        config,
-        publisher=broker,
-        results=broker,
-        revoker=broker,
-        open_places=lambda: places,
-        clock=clock,
-        wall_clock=clock,
-    )
+    executor = make(FullStore(clock), concurrency_limits={"db": 3})
     queue(executor, "a", concurrency_key="db")
     executor.heartbeat()
     assert executor.explain("a").now.words.endswith(
@@ -261,7 +240,7 @@ def test_a_limit_that_other_executors_use_is_explained(broker, clock):
     assert executor.tasks_in_flight == 0
 
 
-def test_a_store_of_places_that_does_not_answer_is_not_asked_again_at_once(broker, clock):
+def test_a_store_of_places_that_does_not_answer_is_not_asked_again_at_once(make, clock):
     class LostStore(LocalPlaces):
         asked = 0
 
@@ -270,15 +249,7 @@ def test_a_store_of_places_that_does_not_answer_is_not_asked_again_at_once(broke
             return {each.id: Refusal(each.limits[0], 0, 5.0, "it is unavailable") for each in requests}
 
     places = LostStore(clock)
-    executor = CeleryExecutor(
-        Config(concurrency_limits={"db": 3}),
-        publisher=broker,
-        results=broker,
-        revoker=broker,
-        open_places=lambda: places,
-        clock=clock,
-        wall_clock=clock,
-    )
+    executor = make(places, concurrency_limits={"db": 3})
     queue(executor, "a", "b", concurrency_key="db")
     for _ in range(3):
         executor.heartbeat()
