@@ -28,6 +28,9 @@ class Feature:
     points: ClassVar[dict[str, int]] = {}
     """The requests that a fault may hit, besides those of all histories, with how often each is chosen."""
 
+    needs_inputs = False
+    """Whether a shared ledger has the table of the inputs of runs, which each look at it reads."""
+
     clock_error = 3600.0
     """Seconds that a wall clock is wrong when its process starts, at most."""
 
@@ -41,6 +44,9 @@ class Feature:
     def settings(self) -> dict[str, Any]:
         """Return fields of the executor's `Config`."""
         return {}
+
+    def submitted(self, run: str, row: int) -> None:
+        """Do what the client of a submitted run does next. `row` is the id of the run."""
 
     def before_heartbeat(self, executor: CeleryExecutor) -> None:
         """Do what another process asks of an executor."""

@@ -32,7 +32,7 @@ from tests.simulation.needs import ResourceNeeds
 from tests.simulation.network import Network, Remote, Server
 from tests.simulation.owner_faults import OWNER_FAULTS
 from tests.simulation.owners import Owners, SimulatedServe, has_owners, in_runs, stand_ins
-from tests.simulation.pauses import Pauses
+from tests.simulation.pauses import Pauses, RunPauses
 from tests.simulation.primitives import here, simulated, worlds
 from tests.simulation.scheduler import SimulatedScheduler
 from tests.simulation.servers import Broker, Store
@@ -100,9 +100,8 @@ class History:
         self.left = len(self.jobs)
         """How many of the jobs have not ended."""
 
-        # Submitted runs are paused through the ledger.
-        alone = () if self.has_owners else (Pauses,)
-        self.features = features_of(self, SharedLimits, ResourceNeeds, Times, *alone)
+        pauses = RunPauses if self.has_owners else Pauses
+        self.features = features_of(self, SharedLimits, ResourceNeeds, Times, pauses)
         self.needs = next((feature for feature in self.features if isinstance(feature, ResourceNeeds)), None)
         self.limits = next((feature for feature in self.features if isinstance(feature, SharedLimits)), None)
         self.clock_error = min([Feature.clock_error, *(feature.clock_error for feature in self.features)])

@@ -74,6 +74,7 @@ class SimulatedDatabase(Database):
         """One that `is_near` meets no faults of the network."""
         Transactions.__init__(self, URL, None)
         self._history, self._is_near = history, is_near
+        self.has_all_tables = any(feature.needs_inputs for feature in history.features)
         self._server: LedgerServer = history.owners.server
 
     def write(self, transaction: Callable[[Connection], T]) -> T:

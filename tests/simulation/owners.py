@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -32,6 +32,7 @@ from tests.simulation.world import EPOCH, Process
 if TYPE_CHECKING:
     from tests.simulation.history import History
 
+T = TypeVar("T")
 SHARE = 0.12  # of all histories
 LOOK_INTERVAL = 3.0  # seconds, in the place of those of the service: a shorter one makes histories slow
 SAMPLE_INTERVAL = 0.5  # seconds between two looks at what hinders the owners
@@ -121,6 +122,8 @@ class Owners:
         store.submit(run, None, [as_submitted(job.task) for job in jobs], is_given=True)
         row = self.server.raw.execute("SELECT id FROM celeriac_run WHERE name = ?", (run,)).fetchone()[0]
         self._history.tell(f"{run} is submitted")
+        for feature in self._history.features:
+            feature.submitted(run, row)
         for job in jobs:
             job.was_queued = True
             if job.revoke_at is not None:
@@ -130,16 +133,18 @@ class Owners:
         """Cancel a task through the ledger, as soon as that can be used."""
         assert job.revoke_at is not None
         sleep(job.revoke_at - self._history.world.now)
+        owner = self.until_changed(lambda store: store.cancel(row, run, [as_submitted(job.task).key]))
+        job.revoked = True
+        self._history.tell(f"{job.task.key} is cancelled through {owner or 'the ledger'}")
+
+    def until_changed(self, change: Callable[[SimulatedStore], T]) -> T:
+        """Change the ledger as soon as it can be used."""
         store = SimulatedStore(self._history)
         while True:
             try:
-                owner = store.cancel(row, run, [as_submitted(job.task).key])
+                return change(store)
             except LedgerUnavailable:
                 sleep(RETRY_DELAY)
-            else:
-                job.revoked = True
-                self._history.tell(f"{job.task.key} is cancelled through {owner or 'the ledger'}")
-                return
 
 
 def as_submitted(task: Task) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from msgspec.structs import replace as replace_struct
 from sqlalchemy import Connection, select, update
 
+from celeriac.executor.adjustments import Adjustments
 from celeriac.ledger import idle_runs, owned_runs
 from celeriac.ledger import owner as owner_module
 from celeriac.ledger.liveness import owner_label
@@ -101,4 +102,9 @@ change(
     "needs-of-others-forgotten",
     "The next owner takes what needs another task for a task that needs none.",
     (OwnerSession, "take_blocked", resume_without_blocked),
+)
+change(
+    "deaf-to-run-pauses",
+    "An owner goes on with a submitted run that is paused.",
+    (Adjustments, "pause_runs", lambda adjustments, pauses: False),
 )
