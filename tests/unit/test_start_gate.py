@@ -124,6 +124,65 @@ def test_a_machine_that_others_keep_busy_is_logged_once(caplog):
     assert caplog.messages == ["nothing runs, and nothing starts: load 9.0 is above 1"]
 
 
+def facts_of(gate: StartGate) -> dict[str, int | float | str]:
+    assert gate.waits is not None
+    return gate.waits.facts
+
+
+def test_what_holds_a_task_back_has_its_numbers_as_facts():
+    delay = StartGate(None, delay=2.5)
+    delay.started(1, 10.0)
+    assert not delay.admits(1, 10.12345)
+    assert facts_of(delay) == {"seconds": 2.377}
+    load = StartGate(Machine(load=9.2149).read, max_load="61.44%")
+    assert not load.admits(0, 0.0)
+    assert facts_of(load) == {"load": 9.21, "max_load": 2.46}
+    machine = Machine(free=GIB - 1)
+    memory = StartGate(machine.read, min_free_memory=GIB)
+    assert not memory.admits(0, 0.0)
+    assert facts_of(memory) == {"free_memory": GIB - 1, "min_free_memory": GIB}
+    machine.free = GIB
+    assert start_all(memory, 1.0) == 1
+    assert facts_of(memory) == {"free_memory": GIB, "min_free_memory": GIB}
+
+
+def test_slots_that_were_taken_lately_count_as_load_by_the_second():
+    machine = Machine(load=1.0)
+    gate = StartGate(machine.read, max_load=1.5)
+    assert gate.admits(0, 0.0)
+    gate.started(40, 0.0)
+    assert gate.admits(0, 0.5)  # 40 slots were in use until now
+    started = []
+    for now in (1.25, 31.25, 31.25):
+        assert not gate.admits(10, now)
+        started.append(facts_of(gate)["started"])
+    assert started == [9.55, 5.79, 5.79]
+    assert facts_of(gate) == {"load": 1.0, "max_load": 1.5, "started": 5.79}
+
+
+def test_a_load_that_is_just_at_the_limit_holds_back_the_second_start_only():
+    gate = StartGate(Machine(load=2.0).read, max_load=2)
+    assert start_all(gate, 0.0) == 1
+    assert words_of(gate) == "load 2.0 and the tasks that have just started come to 2"
+    below = StartGate(Machine(load=1.0).read, max_load=2)
+    assert start_all(below, 0.0) == 1
+
+
+def test_a_machine_without_limits_is_not_read():
+    machine = Machine(load=9.0)
+    assert start_all(StartGate(machine.read, delay=0.0), 0.0) == 100
+    assert machine.reads == 0
+
+
+def test_a_task_that_waits_while_others_run_is_not_logged(caplog):
+    gate = StartGate(Machine(load=9.0).read, max_load=1)
+    with caplog.at_level(logging.WARNING):
+        assert not gate.admits(1, 0.0)
+        assert caplog.messages == []
+        assert not gate.admits(0, 1.0)
+    assert caplog.messages == ["nothing runs, and nothing starts: load 9.0 is above 1"]
+
+
 # — readings —
 
 

@@ -81,7 +81,7 @@ class StartGate:
 
     def admits(self, in_use: int, now: float) -> bool:
         """Return whether a task may start while so many slots are in use. Ask only for a task that could start."""
-        self.waits = self._delay_left(now) or (self._pressure(in_use, now) if self._read is not None else None)
+        self.waits = self._delay_left(now) or self._pressure(in_use, now)
         return self.waits is None
 
     def started(self, in_use: int, now: float) -> None:
@@ -97,8 +97,10 @@ class StartGate:
 
     def _pressure(self, in_use: int, now: float) -> Hold | None:
         """Return the limit of the machine that holds tasks back, if there is one."""
+        if self._read is None:
+            return None
         self._follow(in_use, now)
-        if self._read is not None and now - self._read_at >= READ_INTERVAL:
+        if now - self._read_at >= READ_INTERVAL:
             self._readings, self._read_at, self._starts_since_reading = self._read(), now, 0
         hold = self._load(in_use) or self._memory()
         if hold is not None:
