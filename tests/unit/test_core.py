@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -218,6 +219,54 @@ def test_an_untracked_task_is_not_due():
     tracker.untrack(tracked)
     assert tracker.due(["x"], now=100.0) == set()
     assert (tracker.next_look(), tracker.find_by_id("x"), tracker.get("k"), len(tracker)) == (None, None, None, 0)
+
+
+def looks_within(tracker: Tracker, times: Sequence[float], *, pushed: bool = True) -> dict[str, list[float]]:
+    """Return when each id is looked at, if the tracker is asked at these times."""
+    looks: dict[str, list[float]] = {}
+    for now in times:
+        for message_id in tracker.due([], now, pushed=pushed):
+            looks.setdefault(message_id, []).append(now)
+    return looks
+
+
+def test_tasks_stay_spread_while_changes_are_pushed_and_are_spread_again_after_a_gap():
+    tracker = Tracker(Config(reconcile_interval=5, reconcile_interval_pushed=60), Random(1))
+    tracker.due([], now=0.0, pushed=True)
+    track_tasks(tracker, 100)
+    looks = looks_within(tracker, range(1, 121))
+    firsts = [times[0] for times in looks.values()]
+    assert (len(looks), min(firsts) < 36, max(firsts) > 54) == (100, True, True)
+    assert {54 <= times[1] - times[0] <= 61 for times in looks.values()} == {True}
+    tracker.due([], now=120.0, pushed=False)
+    again = looks_within(tracker, range(121, 187))
+    seconds = [times[1] - times[0] for times in again.values()]
+    assert (len(again), max(times[0] for times in again.values()) <= 125) == (100, True)
+    assert (29 <= min(seconds) < 36, 54 < max(seconds) <= 61) == (True, True)
+
+
+def test_a_rate_of_one_looks_at_one_task_a_second():
+    tracker = Tracker(Config(first_look=1, reconcile_interval=100, reconcile_rate=1), NoJitter())
+    track_tasks(tracker, 4)
+    assert tracker.next_look() == 1.0
+    assert tracker.due([], now=0.5) == set()
+    assert (tracker.next_look(), len(tracker.due([], now=1.0))) == (1.0, 1)
+    assert (tracker.next_look(), tracker.due([], now=1.0)) == (1.1, set())
+    assert (tracker.due([], now=1.75), tracker.next_look()) == (set(), 1.85)
+    assert len(tracker.due([], now=2.0)) == 1
+    assert len(tracker.due([], now=9.0)) == 1  # looks that were not taken are not kept
+    assert len(tracker.due([], now=10.0)) == 1
+
+
+def test_the_next_look_is_that_of_the_first_task_in_flight():
+    tracker = Tracker(Config(first_look=1), NoJitter())
+    tracked = [
+        tracker.track(Entry(0, n, 0, Task(key=n, command="true", id=str(n))), now=now)
+        for n, now in enumerate((0.0, 0.0, 0.0, 2.0, 2.0, 3.0))
+    ]
+    for ended, next_look in ((2, 1.0), (0, 1.0), (1, 3.0), (4, 3.0), (3, 4.0), (5, None)):
+        tracker.untrack(tracked[ended])
+        assert tracker.next_look() == next_look
 
 
 # — events —

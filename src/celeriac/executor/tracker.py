@@ -167,8 +167,7 @@ class Tracker:
         is_spread = tracked.next_look_after > self._config.reconcile_interval
         earliest = EARLIEST_NEXT if is_spread else EARLIEST_FIRST
         tracked.next_look_after = interval
-        look_at = (now + interval * (earliest + (1 - earliest) * self._random.random())) // step * step
-        return look_at if look_at > now + step else now + step
+        return (now + interval * (earliest + (1 - earliest) * self._random.random())) // step * step
 
     def _schedule_all_soon(self, now: float) -> None:
         interval = self._config.reconcile_interval
