@@ -236,6 +236,11 @@ def test_a_task_that_a_worker_without_claims_has_started_is_not_revoked(request,
         assert list(claims.cancel([task_id])) == []
         assert app.backend.get_state(task_id) == states.STARTED
         assert claim(claims, task_id, "w1") == ClaimCancelled()
+        started, new = str(uuid4()), str(uuid4())
+        app.backend.store_result(started, {"hostname": "one@here"}, states.STARTED)
+        assert list(claims.cancel([started, new], unless_started=True)) == [new]
+        assert isinstance(claim(claims, started, "w1"), Granted)
+        assert str(app.backend.get_result(new)) == "revoked"
 
 
 def test_executors_read_claims_and_leases(store, task_id, lease):
@@ -293,6 +298,29 @@ def test_an_ended_lease_is_gone(store, lease):
     assert store.other.declare_dead(unknown, None)
 
 
+def test_what_is_done_for_one_task_or_worker_changes_no_other(store, lease):
+    one, another, third = (str(uuid4()) for _ in range(3))
+    other_lease = replace(lease, holder=uuid4().hex)
+    for task_id in (one, another, third):
+        claim(store.claims, task_id, lease.holder)
+    assert store.claims.release(one, holder=lease.holder)
+    assert set(store.other.read([one, another, third])) == {another, third}
+    store.other.cancel([another])
+    assert not store.claims.release(another, holder=lease.holder)
+    assert set(store.other.read([another, third])) == {third}
+    store.claims.renew(other_lease)
+    store.claims.renew(replace(lease, number=7))
+    dead, gone = replace(lease, holder=uuid4().hex), replace(lease, holder=uuid4().hex)
+    store.claims.renew(dead)
+    store.claims.renew(gone)
+    assert store.other.declare_dead(dead.holder, store.other.leases()[other_lease.holder].heartbeat_count)
+    store.claims.end_lease(gone.holder)
+    assert list(store.other.fence(list(store.other.read([third]).values()))) == [third]
+    record = store.other.leases()[other_lease.holder]
+    assert (record.lease, record.state) == (other_lease, LeaseState.LIVE)
+    assert store.claims.renew(replace(other_lease, running=(one,))) == Renewed()
+
+
 def test_a_worker_that_has_renewed_since_is_not_declared_dead(store, task_id, lease):
     store.claims.renew(lease)
     count = store.other.leases()[lease.holder].heartbeat_count
@@ -346,6 +374,8 @@ def test_a_fenced_task_cannot_be_claimed_again(store, task_id, lease):
     (stored,) = store.other.read([task_id]).values()
     assert list(store.other.fence([stored])) == [task_id]
     assert list(store.other.fence([stored])) == [task_id]
+    claim(store.claims, another := str(uuid4()), lease.holder)
+    assert list(store.other.fence(list(store.other.read([another]).values()))) == [another]
     assert claim(store.claims, task_id, "w2") == Superseded()
     assert claim(store.claims, task_id, lease.holder) == Superseded()
     assert not store.claims.release(task_id, holder=lease.holder)
