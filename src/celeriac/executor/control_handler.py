@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from celeriac.errors import InvalidConfig, InvalidTask, UnknownTask
-from celeriac.executor.history import TaskHistory
+from celeriac.executor.history import TaskHistory, last_event
 from celeriac.executor.interfaces import ControlChannel, Ledger, PendingRequest
 from celeriac.executor.parts import ExecutorParts
 from celeriac.executor.requests import (
@@ -288,9 +288,8 @@ def handler_for(
 
 def with_current_state(result: CancelResult, history: TaskHistory | None) -> CancelResult:
     """Return the result with the present state of its task."""
-    if history is None or not history.events:
-        return result
-    return replace(result, state=history.events[-1].state, detail=history.events[-1].detail)
+    last = last_event(history)
+    return result if last is None else replace(result, state=last.state, detail=last.detail)
 
 
 def problem_with(request: CancelRequest) -> str | None:

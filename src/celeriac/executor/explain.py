@@ -9,7 +9,6 @@ ended     ─► its final state
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from math import isinf
 from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
@@ -18,7 +17,7 @@ from celeriac.errors import UnknownTask
 from celeriac.executor.accepted import AcceptedTasks
 from celeriac.executor.capacity import Capacity
 from celeriac.executor.dependencies import Dependencies
-from celeriac.executor.history import History, TaskHistory
+from celeriac.executor.history import History, TaskHistory, last_event
 from celeriac.executor.pauses import Pauses
 from celeriac.executor.priority_queue import Entry, Group, PriorityQueue
 from celeriac.executor.publish_retries import PublishRetries
@@ -73,8 +72,7 @@ class Explainer(Struct, kw_only=True):
             return {name: [name] if self._is_known(name) else [] for name in keys_by_name}
         keys = dict.fromkeys(task.key for task in self.queue.tasks())
         keys |= dict.fromkeys(task.key for task in self.dependencies.tasks())
-        keys |= dict.fromkeys(tracked.task.key for tracked in self.tracker)
-        keys |= dict.fromkeys(self.history)
+        keys |= dict.fromkeys(self.history)  # each task in flight has one
         for key in keys:
             if (name := str(key)) in keys_by_name:
                 keys_by_name[name].append(key)
@@ -119,8 +117,8 @@ class Explainer(Struct, kw_only=True):
         if task.key in self.dependencies:
             return waiting_for_needs(self.dependencies.unmet_needs(task.key))
         if (due := self.queue.due(task.key)) is not None and due > now:
-            last_event = history.events[-1] if history is not None and history.events else None
-            was_not_sent = last_event is not None and last_event.reason is Reason.PUBLISH_ERROR
+            last = last_event(history)
+            was_not_sent = last is not None and last.reason is Reason.PUBLISH_ERROR
             return waiting_until(
                 WaitReason.RETRY,
                 "waiting: could not be sent; retrying" if was_not_sent else "waiting: next attempt",
@@ -164,7 +162,7 @@ class Explainer(Struct, kw_only=True):
         """Return the first reason, in the order of the dispatcher's checks, why a task is not sent."""
         queue, slots = task.queue, self.slots
         if slots.is_at_limit(task):
-            limit = slots.limit_of(queue) or 0
+            limit = slots.limits[queue]
             return WaitReason.LIMIT, f"queue {queue!r} is at its limit of {limit}", {"limit": limit}
         if not slots.is_served(queue):
             return WaitReason.WORKERS, f"no live worker serves queue {queue!r}", {}
@@ -228,7 +226,7 @@ class Explainer(Struct, kw_only=True):
     # — in flight —
 
     def _in_flight(self, tracked: Tracked, history: TaskHistory | None, now: float) -> CurrentStatus:
-        key, seconds_in_state = tracked.task.key, 0.0 if isinf(tracked.moved_at) else max(0.0, now - tracked.moved_at)
+        key, seconds_in_state = tracked.task.key, max(0.0, now - tracked.moved_at)
         match tracked.state:
             case State.RUNNING if tracked.revoking:
                 words = "cancelling: its processes are being ended"
@@ -295,11 +293,11 @@ def waiting_until_moment(not_before: float) -> CurrentStatus:
 
 def running(history: TaskHistory | None, seconds_in_state: float) -> CurrentStatus:
     """Return the status of a running task. `seconds_in_state` counts from when the executor learned of its start."""
-    execution = history.events[-1].execution if history is not None and history.events else None
+    last = last_event(history)
     facts: dict[str, int | float | str] = {"seconds": round(seconds_in_state, 3)}
     location = ""
-    if execution is not None:
-        facts["host"], location = execution.host, f" on {execution.host}"
+    if last is not None and last.execution is not None:
+        facts["host"], location = last.execution.host, f" on {last.execution.host}"
     return CurrentStatus(waits_for=WaitReason.END, words=f"running{location} for {seconds_in_state:.1f} s", facts=facts)
 
 
@@ -322,17 +320,17 @@ def explanation(entry: Entry, state: State, history: TaskHistory | None, now: Cu
 
 def explanation_of_ended(key: TaskKey, history: TaskHistory) -> Explanation:
     """Return the explanation of a task that has ended."""
-    last_event = history.events[-1]
-    why = f": {last_event.detail}" if last_event.detail else ""
+    last = history.events[-1]
+    why = f": {last.detail}" if last.detail else ""
     return Explanation(
         key=key,
-        state=last_event.state,
-        id=last_event.id,
-        attempt=last_event.attempt,
+        state=last.state,
+        id=last.id,
+        attempt=last.attempt,
         queue=history.queue,
         priority=history.priority,
         arrived=history.arrived,
         moves=history.events,
         left_out=history.left_out,
-        now=CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {last_event.state.value}{why}"),
+        now=CurrentStatus(waits_for=WaitReason.NOTHING, words=f"ended: {last.state.value}{why}"),
     )

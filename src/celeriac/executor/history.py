@@ -95,6 +95,11 @@ class History:
             self._ended.popitem(last=False)  # faster than a plain dict, which searches past all deleted entries
 
 
+def last_event(history: TaskHistory | None) -> Event | None:
+    """Return the latest event of a task, if it has any."""
+    return history.events[-1] if history is not None and history.events else None
+
+
 def without_output(event: Event) -> Event:
     """Return the event without the output of its command, which may be long and is not needed here."""
     execution = event.execution

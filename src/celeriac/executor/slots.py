@@ -100,10 +100,6 @@ class Slots:
         limit = self._limits.get(task.queue)
         return limit is not None and self._in_use_by_queue[task.queue] + task.slots > limit
 
-    def limit_of(self, queue: str) -> int | None:
-        """Return the limit of a queue, in slots."""
-        return self._limits.get(queue)
-
     def room_of(self, queue: str, open_slots: int) -> int:
         """Return how many of the open slots the limit of a queue leaves to it."""
         limit = self._limits.get(queue)
