@@ -216,6 +216,22 @@ def test_names_match_keys_as_text_and_ambiguous_names_cancel_nothing(executor, c
     assert [executor.has_task(key) for key in (1, "1", ("a", 2))] == [True, True, False]
 
 
+def test_a_name_of_a_key_that_is_no_text_is_found_wherever_its_task_is(broker, executor, channel):
+    queue(executor, 1)
+    executor.heartbeat()
+    executor.adopt_tasks([Task(key=3, command="true")])
+    broker.succeed(1)
+    executor.heartbeat()
+    queue(executor, 2, slots=2)
+    ended, waits, sent, unknown = (channel.ask(ExplainRequest(name=name)) for name in "1234")
+    executor.sync()
+    states = (State.SUCCESS, State.WAITING, State.QUEUED)
+    assert [tuple(each.state for each in reply.explanations) for reply in (*ended, *waits, *sent)] == [
+        (s,) for s in states
+    ]
+    assert unknown == [ExplainReply(())]
+
+
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
@@ -457,8 +473,10 @@ def test_explain_waiting_for_slots(executor):
 def test_explain_waiting_for_needs(executor, channel):
     queue(executor, "a", "b", 3, "d")
     queue(executor, "one", needs=["a"])
+    queue(executor, "three", needs=["a", "b", 3])
     queue(executor, "many", needs=["a", "b", 3, "d", "one"])
     assert now(executor, "one") == (WaitReason.NEEDS, "waiting: it needs 'a' to end")
+    assert now(executor, "three") == (WaitReason.NEEDS, "waiting: it needs 'a', 'b', 3 to end")
     assert now(executor, "many") == (WaitReason.NEEDS, "waiting: it needs 'a', 'b', 3 and 2 more to end")
     executor.success("a")
     assert now(executor, "many") == (WaitReason.NEEDS, "waiting: it needs 'b', 3, 'd' and 1 more to end")
@@ -520,13 +538,16 @@ def test_explain_waiting_for_workers(broker, clock):
     workers.slots = {"cpu": 4}
     executor.heartbeat()
     assert now(executor, "b")[1].endswith("; no live worker serves queue 'gpu'")
-    assert now(executor, "a")[0] is WaitReason.WORKERS
+    waits_for, words = now(executor, "a")
+    assert waits_for is WaitReason.WORKERS
+    assert words.endswith(" before it; no live worker serves queue 'gpu'")
     workers.slots, workers.held = {"gpu": 1}, {"gpu": "worker w1 waits: load 9.2 is above 8"}
     executor.heartbeat()
     assert now(executor, "a")[1].endswith(" before it; worker w1 waits: load 9.2 is above 8")
     waits_for, words = now(executor, "b")
     assert waits_for is WaitReason.ROOM
     assert words.endswith("; the workers of queue 'gpu' have as many tasks as they can take: 1 task")
+    assert executor.explain("b").now.facts["out"] == 1
 
 
 def test_explain_waiting_for_a_retry_for_the_broker_and_after_a_drain(broker, executor, clock):

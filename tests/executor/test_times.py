@@ -104,12 +104,16 @@ def test_a_task_waits_for_its_needs_and_for_its_time(executor, broker, clock):
     assert sent(broker) == ["first", "then"]
 
 
-def test_explain_names_the_time(executor):
+def test_explain_names_the_time_until_it_has_come(executor, clock):
     executor.queue_command("later", "true", not_before=NOW + 60)
     executor.heartbeat()
     now = executor.explain("later").now
     assert (now.waits_for, now.facts) == (WaitReason.TIME, {"not_before": NOW + 60})
     assert now.words.startswith("waiting: it may not start before 2027-01-15 ")
+    clock.advance(60)
+    executor.queue_command("urgent", "true", slots=2, priority=1)
+    executor.heartbeat()
+    assert executor.explain("later").now.waits_for is WaitReason.SLOTS
 
 
 def test_a_changed_priority_changes_no_time(executor, broker, clock):
@@ -219,6 +223,16 @@ def test_a_running_task_goes_on_after_its_deadline(executor, broker, clock):
     broker.succeed("a")
     executor.heartbeat()
     assert ends(executor) == [("a", State.SUCCESS, None)]
+
+
+def test_explain_says_that_a_late_task_is_cancelled_if_that_is_asked_for(executor, broker, clock):
+    executor.queue_command("a", "true", deadline=NOW + 30)
+    executor.heartbeat()
+    broker.obeys_revokes = False
+    clock.advance(30)
+    executor.heartbeat()
+    executor.revoke_task("a")
+    assert executor.explain("a").now.words == "cancelling: waiting for confirmation that it will not start"
 
 
 def test_a_task_at_the_broker_is_revoked_unless_it_has_started(executor, broker, clock):
