@@ -81,6 +81,12 @@ def test_a_suspected_worker_is_news_once(watch):
     assert watch.poll_for(9, {"w": record(7)}) == [False] * 5 + [True] + [False] * 3
 
 
+def test_a_worker_is_suspected_and_not_active_from_the_time_on_at_which_that_is_news(watch):
+    watch.poll({"w": record(7)})
+    assert watch.poll({"w": record(7)}, after=SUSPECT_AFTER)
+    assert (watch.suspected, watch.detector.active) == (["w"], [])
+
+
 def test_a_heartbeat_ends_the_suspicion(watch):
     watch.poll_for(6, {"w": record(7)})
     assert watch.suspected == ["w"]
@@ -174,7 +180,12 @@ def test_active_leases_tell_whether_a_renewal_was_seen(watch):
     assert watch.detector.active == [(lease("w"), False)]
     watch.poll({"w": record(8)})
     assert watch.detector.active == [(lease("w"), True)]
+    watch.poll({"w": record(8)})
+    assert watch.detector.active == [(lease("w"), True)]
     watch.poll({"w": record(9, draining=True)})
+    assert watch.detector.active == []
+    watch.poll({"w": record(10)})
+    watch.poll({"w": record(10, LeaseState.GONE)})
     assert watch.detector.active == []
 
 
@@ -187,8 +198,15 @@ def test_the_name_of_a_gone_worker_is_kept_for_a_while(watch):
     watch.poll({"w": record(7)})
     watch.poll({"w": record(7, LeaseState.GONE)})
     assert watch.detector.names(watch.now) == {"w@h"}
-    watch.poll_for(RECENT, {"w": record(7, LeaseState.GONE)})
+    watch.poll_for(RECENT - POLL, {"w": record(7, LeaseState.GONE)})
+    assert watch.detector.names(watch.now) == {"w@h"}
+    watch.poll({"w": record(7, LeaseState.GONE)})
     assert watch.detector.names(watch.now) == frozenset()
+
+
+def test_the_name_of_a_worker_is_kept_while_it_may_be_alive(watch):
+    watch.poll_for(2 * RECENT, {"w": record(7)})
+    assert watch.detector.names(watch.now) == {"w@h"}
 
 
 def test_a_worker_is_found_by_its_holder(watch):
@@ -233,7 +251,7 @@ def test_a_worker_expires_exactly_after_a_lease_of_silence_that_was_watched(step
         expected = [holder for holder in WORKERS if now - watched_since[holder] >= LEASE_DURATION]
         assert [each.holder for each in detector.expired(now)] == expected
         assert [lease.holder for lease in detector.suspected(now)] == [
-            holder for holder in WORKERS if now - watched_since[holder] > SUSPECT_AFTER
+            holder for holder in WORKERS if now - watched_since[holder] >= SUSPECT_AFTER
         ]
 
 

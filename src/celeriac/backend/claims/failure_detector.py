@@ -13,7 +13,9 @@ There is no I/O here, and no thread; `LeaseMonitor` has both.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from msgspec.structs import replace as with_state
 
 from celeriac.backend.claims.claim import Lease, LeaseRecord, LeaseState
 from celeriac.config.lease import LEASE_DURATION
@@ -72,7 +74,7 @@ class FailureDetector:
         """Take the leases of one poll. Return whether a worker has gone, or is newly suspected."""
         polled_at = self._polled_at
         is_restart = polled_at is None or now - polled_at > MAX_POLL_GAP
-        suspected_before = set() if is_restart or polled_at is None else self._silent(polled_at, SUSPECT_AFTER)
+        suspected_before = set() if polled_at is None else self._silent(polled_at, SUSPECT_AFTER)
         before, self._watched = self._watched, {}
         for holder, record in leases.items():
             previous = before.get(holder) or WatchedLease(record, now)
@@ -129,10 +131,8 @@ class FailureDetector:
     def record_dead(self, expired: Expired) -> None:
         """Take note that the store has declared a worker dead."""
         self._missing.pop(expired.holder, None)
-        watched = self._watched.get(expired.holder)
-        if watched is not None and expired.heartbeat_count is not None:
-            record = LeaseRecord(watched.record.lease, expired.heartbeat_count + 1, LeaseState.DEAD)
-            self._watched[expired.holder] = WatchedLease(record, watched.heartbeat_at, watched.has_renewed)
+        if (watched := self._watched.get(expired.holder)) is not None:
+            self._watched[expired.holder] = replace(watched, record=with_state(watched.record, state=LeaseState.DEAD))
 
     # — queries of executors —
 
@@ -155,7 +155,7 @@ class FailureDetector:
         return [
             lease
             for lease, watched in self._known()
-            if not watched.is_live or now - watched.heartbeat_at > SUSPECT_AFTER
+            if not watched.is_live or now - watched.heartbeat_at >= SUSPECT_AFTER
         ]
 
     def names(self, now: float) -> frozenset[str]:
