@@ -83,6 +83,17 @@ def test_workers_that_died_together_are_reported_once(watched):
     assert watched.news == 1
 
 
+def test_a_monitor_tells_about_single_workers(watched):
+    assert [watched.monitor.find(name) for name in ("a", "unknown")] == [lease_of("a"), None]
+    watched.claims.renew(lease_of("a"))
+    watched.poll()
+    watched.poll()
+    assert watched.monitor.silence_of("a") == pytest.approx(STEP)
+    assert watched.monitor.silence_of("unknown") is None
+    watched.poll_until_expired()
+    assert [watched.monitor.is_dead(name) for name in ("a", "unknown")] == [True, False]
+
+
 def test_a_worker_that_cannot_be_declared_dead_hides_no_other(watched):
     watched.claims.error = ValueError("no server would raise this")
     watched.poll_until_expired()
@@ -171,6 +182,18 @@ def test_no_worker_is_declared_dead_while_the_store_refuses_writes(watched, monk
     assert watched.dead() == [*HOLDERS]
 
 
+def test_nothing_is_written_while_all_workers_renew(watched, monkeypatch):
+    checks: list[None] = []
+    monkeypatch.setattr(watched.claims, "check_writable", lambda: checks.append(None))
+    for _ in range(3):
+        for name in HOLDERS:
+            watched.claims.renew(lease_of(name))
+        watched.poll()
+    assert not checks
+    watched.poll()
+    assert len(checks) == 1
+
+
 def test_a_worker_that_has_ended_its_lease_is_news(watched):
     watched.claims.end_lease("a")
     watched.poll()
@@ -215,5 +238,26 @@ def test_a_caller_waits_for_the_first_poll_and_close_ends_the_thread():
     threading.Timer(0.05, claims.may_read.set).start()
     monitor.wait_for_poll(TIMEOUT)
     assert (monitor.has_polled, monitor.knows_any) == (True, True)
+    assert [each.name for each in set(threading.enumerate()) - before if each.daemon] == ["celeriac-leases"]
     monitor.close()
     assert not [each for each in set(threading.enumerate()) - before if each.name == "celeriac-leases"]
+
+
+class UnavailableClaims(MemoryClaims):
+    is_closed = False
+
+    def leases(self) -> Any:
+        raise ConnectionRefusedError
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_close_ends_the_wait_for_a_first_poll_and_closes_the_claims():
+    claims = UnavailableClaims()
+    monitor = LeaseMonitor(claims, on_news=lambda: None, poll_interval=10_000.0)
+    waiter = threading.Thread(target=monitor.wait_for_poll, args=(10_000.0,), daemon=True)
+    waiter.start()
+    monitor.close()
+    waiter.join(TIMEOUT)
+    assert (waiter.is_alive(), claims.is_closed) == (False, True)
