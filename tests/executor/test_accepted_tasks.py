@@ -23,6 +23,9 @@ from celeriac.executor.requests import (
     DemandRequest,
     ExplainReply,
     ExplainRequest,
+    PriorityOutcome,
+    PriorityReply,
+    PriorityRequest,
     WaitReason,
 )
 from celeriac.ledger.run_store import RunStore
@@ -161,6 +164,13 @@ def test_a_task_that_a_request_names_keeps_its_place(broker, channel, clock):
     assert isinstance(explained[0], ExplainReply)
     assert explained[0].explanations[0].now.facts["place"] == number - 3
     assert queued(executor) < MIN_READY
+
+
+def test_a_request_changes_the_priority_of_one_of_them(executor, channel):
+    changed = channel.ask(PriorityRequest(name=LAST, priority=7))
+    executor.sync()
+    assert changed == [PriorityReply(PriorityOutcome.CHANGED)]
+    assert executor.explain(LAST).priority == 7
 
 
 def test_a_request_for_a_queue_finds_all_of_its_tasks(broker, executor, channel):

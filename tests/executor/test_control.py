@@ -120,6 +120,7 @@ def test_cancel_of_a_queue_leaves_other_queues_alone(broker, executor, channel):
     (reply,) = replies
     assert reply.emptied == {"gpu": 2, "none": 0}
     assert fates(reply) == {"0": (CALLED_BACK, State.RUNNING), "1": (CALLED_BACK, State.QUEUED)}
+    assert len(reply.fates) == 2
     assert (executor.tasks_waiting, executor.has_task("other")) == (1, True)
 
 
@@ -168,6 +169,23 @@ def test_cancel_with_wait_gets_a_second_reply_when_the_time_is_up(broker, execut
         executor.sync()
     assert clock.now - before == pytest.approx(7)
     assert fates(replies[1]) == {"a": (CALLED_BACK, State.RUNNING)}
+
+
+def test_cancel_with_wait_gets_one_reply_if_all_have_ended_and_two_however_short_the_wait(broker, executor, channel):
+    queue(executor, "a", "b", "waits")
+    executor.heartbeat()
+    broker.obeys_revokes = False
+    at_once, later = (channel.ask(CancelRequest(names=(name,), wait=0.5)) for name in ("waits", "a"))
+    executor.sync()
+    assert [reply.is_last for reply in (*at_once, *later)] == [True, False]
+
+
+def test_cancel_of_a_queue_counts_more_tasks_than_the_history_keeps(executor, channel, monkeypatch):
+    monkeypatch.setattr("celeriac.executor.lifecycle.MAX_ENDED", 2)
+    queue(executor, 1, 2, 3)
+    replies = channel.ask(CancelRequest(queues=("default",)))
+    executor.sync()
+    assert replies == [CancelReply(emptied={"default": 3})]
 
 
 def test_cancel_with_wait_of_a_task_that_has_no_event_yet(broker, executor, channel, clock):

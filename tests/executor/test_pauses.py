@@ -64,6 +64,37 @@ def test_a_request_pauses_the_executor_and_another_one_resumes_it(executor, brok
     assert sent(broker) == ["a", "b"]
 
 
+def test_a_request_pauses_some_queues_and_is_logged_if_it_changes_anything(executor, broker, channel, caplog):
+    queue(executor, "a")
+    queue(executor, "b", queue="gpu")
+    asked = (
+        PauseRequest(queues=("gpu", "net", "gpu"), asked_by="ada"),
+        PauseRequest(queues=("gpu",), asked_by="bob"),
+        PauseRequest(asked_by="ada"),
+        PauseRequest(resume=True, asked_by="ada"),
+        PauseRequest(queues=("net",), resume=True, asked_by="bob"),
+    )
+    replies = [channel.ask(request) for request in asked]
+    with caplog.at_level("WARNING", "celeriac"):
+        executor.sync()
+    both, waiting = ("gpu", "net"), {"waiting": 2, "in_flight": 0}
+    assert [reply for (reply,) in replies] == [
+        PauseReply(changed=True, paused=False, queues=both, **waiting),
+        PauseReply(changed=False, paused=False, queues=both, **waiting),
+        PauseReply(changed=True, paused=True, queues=both, **waiting),
+        PauseReply(changed=True, paused=False, queues=both, **waiting),
+        PauseReply(changed=True, paused=False, queues=("gpu",), **waiting),
+    ]
+    assert caplog.messages == [
+        "paused queue 'gpu', queue 'net', queue 'gpu', asked by ada",
+        "paused all tasks, asked by ada",
+        "resumed all tasks, asked by ada",
+        "resumed queue 'net', asked by bob",
+    ]
+    executor.heartbeat()
+    assert sent(broker) == ["a"]
+
+
 def test_a_wide_task_of_a_paused_queue_holds_back_nothing(executor, broker):
     queue(executor, "runs")
     executor.heartbeat()
@@ -128,6 +159,11 @@ def test_a_request_changes_limits_or_is_refused(executor, broker, channel):
     replies = channel.ask(LimitsRequest(parallelism=4, queue_limits={"default": 3, "unknown": None}))
     executor.heartbeat()
     assert replies == [LimitsReply(parallelism=4, queue_limits={"default": 3})]
+    replies = channel.ask(LimitsRequest(queue_limits={"gpu": 1}))
+    executor.sync()
+    assert replies == [LimitsReply(parallelism=4, queue_limits={"default": 3, "gpu": 1})]
+    channel.ask(LimitsRequest(queue_limits={"gpu": None}))
+    executor.sync()
     executor.heartbeat()
     assert sent(broker) == ["a", "b", "c"]
     changed = {"concurrency_limits": {"db": 1}}

@@ -219,6 +219,15 @@ def test_format_cycle_shortens_a_long_cycle() -> None:
     assert format_cycle("abcdefgh") == "a needs b needs c needs … 3 more … needs g needs h needs a"
 
 
+def test_the_first_need_that_did_not_succeed_is_named() -> None:
+    needs = Dependencies()
+    for key, state in (("good", State.SUCCESS), ("bad", State.FAILED), ("worse", State.REVOKED)):
+        needs.remember(key, state)
+    task = Task(key="k", command="true", needs=("good", "bad", "worse"))
+    (skipped,) = needs.block([Entry(0, 0, 0, task)], none_is_alive).skipped
+    assert skipped.why == "needs 'bad', which failed"
+
+
 # — many —
 
 MANY = 100_000

@@ -150,7 +150,7 @@ class ControlHandler:
     def _problem_with_owner(self, request: OwnerRequest) -> str | None:
         """Return why a request to the owner of a run is not for this executor, or what is wrong with it. The control
         channel has checked the process."""
-        if self._run is None or request.run != self._run:
+        if request.run != self._run:
             return f"this executor does not own run {request.run!r}"
         if len(request.requests) != 1:
             return "the request must hold one of cancel, priority, pause and limits"
