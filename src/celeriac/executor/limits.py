@@ -158,8 +158,8 @@ class Limits:
 
     @property
     def renew_due(self) -> float | None:
-        """When the places of the tasks in flight are to be renewed."""
-        return self._renew_at if self._held and self._renew_at < inf else None
+        """When the places of the tasks in flight are to be renewed. Infinite if they need no renewal."""
+        return self._renew_at if self._held else None
 
     def renew_if_due(self, now: float) -> None:
         """Renew the places of the tasks in flight."""
@@ -169,8 +169,8 @@ class Limits:
 
     @property
     def next_try(self) -> float | None:
-        """When a limit that was full may have a place, as far as that depends on time."""
-        return min((full.until for full in self._full.values() if full.until < inf), default=None)
+        """When a limit that was full may have a place. Infinite if that does not depend on time."""
+        return min((full.until for full in self._full.values()), default=None)
 
     # — observe —
 
@@ -198,7 +198,7 @@ class Limits:
             seconds = max(0.0, round(full.until - now, 3))
             return f"{words}: next try in {seconds:.1f} s", {**facts, "seconds": seconds}
         own = self._own[limit.name]
-        taken = max(own, 0 if full is None else full.refusal.taken)
+        taken = own if full is None else max(own, full.refusal.taken)
         words = f"waits for the limit of {limit.subject}: {taken:,} of {limit.number:,} run"
         elsewhere = f", {taken - own:,} of them of other executors" if taken > own else ""
         return words + elsewhere, {**facts, "running": taken, "own": own}

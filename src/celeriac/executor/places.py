@@ -30,7 +30,7 @@ class LocalPlaces:
             places = self._held(limit.name, now)
             if request.id not in places and len(places) >= limit.number:
                 # Places that have no end yet end with an event, which is a reason to try again.
-                return Refusal(limit, len(places), max(0.0, min(places.values()) - now))
+                return Refusal(limit, len(places), min(places.values()) - now)
         for limit in request.limits:
             self._places[limit.name][request.id] = inf
         return None

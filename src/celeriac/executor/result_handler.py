@@ -120,9 +120,7 @@ class ResultHandler:
         """Return a result with the place of its output; None while a part of its output is missing."""
         if result.state is State.RUNNING:
             outputs.begin(tracked.task)
-        if not result.state.is_final or result.state not in TRANSITIONS[tracked.state]:
-            return result
-        return outputs.complete(tracked.task, result)
+        return outputs.complete(tracked.task, result) if result.state.is_final else result
 
     def _apply_unreadable(self, tracked: Tracked, error: Exception, now: float) -> None:
         if tracked.unreadable_since is None:
