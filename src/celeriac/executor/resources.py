@@ -35,7 +35,7 @@ class Resources:
 
         self._taken: dict[TaskKey, tuple[Task, str, Amounts]] = {}
         self._in_use: dict[str, Amounts] = {}
-        self._chosen: tuple[TaskKey, str] | None = None
+        self._chosen: str | None = None
 
     def limit(self, find: Callable[[], Amounts]) -> None:
         """Let the tasks share what `find` returns. It is called once, when a task first needs any: it takes time."""
@@ -58,8 +58,8 @@ class Resources:
 
     @property
     def workers_are_known(self) -> bool:
-        """Whether it is known what the workers have, or need not be known."""
-        return self._find is None or self._shares is not None
+        """Whether it is known what the workers have."""
+        return self._shares is not None
 
     @property
     def are_limited(self) -> bool:
@@ -102,16 +102,14 @@ class Resources:
             needed, there_is = shortage_text(name, getattr(needs, name), getattr(total, name))
             raise InvalidTask(FIELD_OF[name], f"asks for {needed}, and there are {there_is}", remedy)
 
-    def choose(self, key: TaskKey, worker: str) -> None:
-        """Let the next `take` of this task count against a worker."""
-        self._chosen = (key, worker)
+    def choose(self, worker: str) -> None:
+        """Let the next `take` count against a worker."""
+        self._chosen = worker
 
     def take(self, task: Task, needs: Amounts) -> None:
         """Give a task what it needs."""
-        chosen, self._chosen = self._chosen, None
-        if chosen is not None and chosen[0] == task.key:
-            worker = chosen[1]
-        else:  # it is in flight already
+        worker, self._chosen = self._chosen, None
+        if worker is None:  # it is in flight already
             fitting = Room(0, self).best_place(task, needs)
             worker = fitting or next(self.could_start(task, needs), HERE)
         self._taken[task.key] = (task, worker, needs)
@@ -162,7 +160,7 @@ class Room:
         """Take what a task needs. It fits."""
         self.slots -= task.slots
         if (needs := amounts_of(task)) is not None and (worker := self.best_place(task, needs)) is not None:
-            self._resources.choose(task.key, worker)
+            self._resources.choose(worker)
 
     def best_place(self, task: Task, needs: Amounts) -> str | None:
         """Return the worker with the least left, in the order GPUs, CPUs, memory, of those at which a task fits."""
