@@ -1,4 +1,4 @@
-"""What an executor with limits asks the store of places for, when, and how it explains the replies."""
+"""Calls of the store of places by an executor with limits, and how it explains the replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an executor counts and measures, read through its telemetry: the cases beside the usual life of a task."""
+"""Measurements of an executor, read through its telemetry: the cases beside the usual life of a task."""
 
 from __future__ import annotations
 
