@@ -201,7 +201,7 @@ class PriorityQueue:
 
     def _heaps_of(self, queue: str) -> list[list[Entry]]:
         """Return the heaps of the ready tasks of a queue."""
-        return [heap for group, heap in self._ready.items() if group == queue or queue_of(group) == queue]
+        return [heap for group, heap in self._ready.items() if queue_of(group) == queue]
 
     def head(self, *, besides: Collection[Group] = ()) -> Task | None:
         """Return the most urgent ready task of all queues and groups except `besides`."""
