@@ -1,4 +1,4 @@
-"""What an executor does with the receipts of a batch, and when it is worth waking up to send more."""
+"""Test what an executor does with the receipts of a batch, and when it is worth waking up to send more."""
 
 from __future__ import annotations
 

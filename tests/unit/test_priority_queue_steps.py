@@ -31,7 +31,7 @@ class Item:
 
 
 class PlainQueue:
-    """What a `PriorityQueue` does, as a list that is searched in full."""
+    """Do what a `PriorityQueue` does, with a list that is searched in full."""
 
     def __init__(self, clock: ManualClock) -> None:
         self.clock = clock
