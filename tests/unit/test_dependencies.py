@@ -16,7 +16,7 @@ from celeriac.executor import dependencies as module
 from celeriac.executor.dependencies import Dependencies, Unblocked, cycles, format_cycle
 from celeriac.executor.priority_queue import Entry
 from celeriac.task.state import State
-from celeriac.task.task import Task, TaskKey
+from celeriac.task.task import OnNeedFailed, Task, TaskKey
 
 KEYS = [f"k{n}" for n in range(8)]
 ENDS = [State.SUCCESS, State.SUCCESS, State.FAILED, State.REVOKED]
@@ -226,6 +226,25 @@ def test_the_first_need_that_did_not_succeed_is_named() -> None:
     task = Task(key="k", command="true", needs=("good", "bad", "worse"))
     (skipped,) = needs.block([Entry(0, 0, 0, task)], none_is_alive).skipped
     assert skipped.why == "needs 'bad', which failed"
+
+
+def test_a_need_that_ended_in_an_earlier_executor_counts() -> None:
+    needs = Dependencies()
+    needs.load_ended({"bad": State.FAILED})
+    tasks = [Task(key="k", command="true", needs=("bad",))]
+    needs.check(tasks, none_is_alive)
+    assert len(needs.block([Entry(0, 0, 0, tasks[0])], none_is_alive).skipped) == 1
+
+
+def test_tasks_that_are_unblocked_together_are_in_order_of_arrival() -> None:
+    needs = Dependencies()
+    fields = ((0, "middle", "run"), (1, "root", "run"), ("middle", "root", "skip"))
+    tasks = [
+        Task(key=key, command="true", needs=(need,), on_need_failed=OnNeedFailed(policy))
+        for key, need, policy in fields
+    ]
+    needs.block([Entry(0, n, n, task) for n, task in enumerate(tasks)], "root".__eq__)
+    assert [entry.task.key for entry in needs.on_task_ended("root", State.FAILED).ready] == [0, 1]
 
 
 # — many —
