@@ -63,6 +63,14 @@ def test_a_refusal_during_an_outage_is_logged_once_if_only_a_person_can_end_it(b
     assert breaker.record_failure(breaker.retry_at, ResponseError("NOPERM no right")) is None
 
 
+def test_a_refusal_is_logged_once_in_an_outage_and_then_without_patience(breaker):
+    refusal = ResponseError("NOPERM no right")
+    breaker.record_failure(10.0, OSError("reset"))
+    assert breaker.record_failure(breaker.retry_at, refusal, patience=1_000.0) is not None
+    assert breaker.record_failure(breaker.retry_at, OSError("reset")) is None
+    assert breaker.record_failure(breaker.retry_at, refusal) is None
+
+
 def test_a_line_that_others_log_too_is_a_warning_if_only_a_person_can_end_the_outage():
     assert level_of("locked") == level_of(OSError("reset")) == level_of(full()) == logging.DEBUG
     assert level_of(ResponseError("NOPERM no right")) == logging.WARNING

@@ -37,7 +37,7 @@ class CircuitBreaker:
         self._peer, self._effect = peer, effect
         self._first_delay, self._max_delay = first_delay, first_delay if max_delay is None else max_delay
         self._random = random or Random()
-        self._opened_at = 0.0
+        self._opened_at: float
         self._is_said = self._is_refused = False
         """Whether a line has reported this outage, and whether one has said that only a person can end it."""
 
@@ -84,7 +84,7 @@ class CircuitBreaker:
 
     def record_success(self, now: float) -> str | None:
         """Take note of a call that succeeded. Return the line to log, if one has reported an outage before."""
-        is_over = self._is_said and self.failures > 0
+        is_over = self._is_said
         self.failures, self.retry_at, self.delay, self._is_said = 0, ALWAYS, 0.0, False
         return f"{self._peer} is available again after {now - self._opened_at:.1f} s" if is_over else None
 
