@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
+from random import Random
 
 import pytest
 
 from celeriac import testing
 from celeriac.config.executor_config import Config
 from celeriac.errors import ExecutorEnded, InvalidTask, InvalidTransition, TaskAlreadyQueued, UnknownTask
-from celeriac.executor.executor import CeleryExecutor
+from celeriac.executor.executor import MAX_WAIT, CeleryExecutor
 from celeriac.executor.interfaces import Receipt, Sent, UnfinishedTask, Unreadable
 from celeriac.executor.requests import WaitReason
+from celeriac.executor.thread_health import ThreadHealth
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import State
 from celeriac.task.task import Secret, Task
@@ -310,6 +312,14 @@ def test_end_returns_after_its_timeout(executor, clock):
     assert executor.has_task("a")
 
 
+def test_end_applies_the_results_that_are_there_without_waiting(broker, executor, clock):
+    executor.queue_command("a", "true")
+    executor.heartbeat()
+    broker.succeed("a")
+    assert executor.end(timeout=0) is True
+    assert (events_of(executor)[-1], clock.now) == (("a", State.SUCCESS, None), 1_000_000)
+
+
 def test_terminate_revokes_everything(broker, executor):
     for key in "abc":
         executor.queue_command(key, "true")
@@ -331,6 +341,21 @@ def test_a_with_block_ends_the_executor_and_an_error_terminates_it(broker, clock
     with pytest.raises(KeyError, match="mine"), executor:
         raise KeyError("mine")
     assert events_of(executor)[-1] == ("b", State.REVOKED, Reason.REVOKED)
+
+
+def test_a_with_block_waits_for_its_tasks_and_after_an_error_only_for_a_while(broker, clock):
+    with executor_on(broker, clock) as executor:
+        executor.queue_command("a", "true")
+        executor.heartbeat()
+        clock.after(2 * MAX_WAIT, lambda: broker.succeed("a"))
+    assert (events_of(executor)[-1], clock.now) == (("a", State.SUCCESS, None), 1_000_000 + 2 * MAX_WAIT)
+    broker.obeys_revokes = False
+    executor = executor_on(broker, clock)
+    executor.queue_command("b", "true")
+    executor.heartbeat()
+    with pytest.raises(KeyError, match="mine"), executor:
+        raise KeyError("mine")
+    assert (clock.now, executor.tasks_in_flight) == (1_000_000 + 3 * MAX_WAIT, 1)
 
 
 def test_results_are_deleted_when_the_last_event_of_their_attempt_is_taken(broker, executor, clock):
@@ -428,6 +453,16 @@ def test_run_until_idle_runs_the_tasks_that_are_queued_meanwhile(broker, executo
             executor.revoke_task("unwanted")
             ends.append("queued more")
     assert ends == ["first", "queued more", "unwanted", "next"]
+
+
+def test_run_until_idle_ends_without_the_waiting_tasks_once_nothing_more_is_sent(broker, executor, clock):
+    executor.queue_command("a", "true")
+    executor.heartbeat()
+    executor.queue_command("b", "true")
+    executor.adjustments.stop_sending()
+    clock.after(5, lambda: broker.succeed("a"))
+    assert [event.key for event in executor.run_until_idle()] == ["a", "a"]
+    assert (executor.tasks_waiting, clock.now) == (1, 1_000_005)
 
 
 def test_leaving_run_until_idle_loses_no_event_and_it_may_be_called_again(broker, executor, clock):
@@ -654,6 +689,64 @@ def test_debug_dump_shows_keys_and_ids_but_no_commands_and_values(broker, execut
     assert "waiting: 1, of them blocked by dependencies: 1" in dump
     assert f"'k' queued id={broker.message('k').message_id} queue='default' attempt=1" in dump
     assert not [text for text in ("swordfish", "hunter2", "visible") if text in dump]
+
+
+def test_stats_and_debug_dump_show_each_task_in_flight_and_each_thread(broker, clock):
+    threads = (ThreadHealth(name="t", is_alive=True, round_age=1.5, unexpected_errors=0, last_error=None),)
+    config = Config(parallelism=9)
+    executor = CeleryExecutor(
+        config, publisher=broker, results=broker, revoker=broker, clock=clock, wall_clock=clock, threads=lambda: threads
+    )
+    broker.obeys_revokes = False
+    broker.refuse("refused", transient=True)
+    broker.leave_unsure("unsure", delivered=True)
+    for key in ("sent", "runs", "revoked", "refused", "unsure"):
+        executor.queue_command(key, "true", queue="q")
+    executor.heartbeat()
+    broker.start("runs")
+    executor.revoke_task("revoked")
+    executor.heartbeat()
+    stats = executor.stats()
+    assert (stats.tasks_waiting, stats.tasks_in_flight, stats.tasks_running, stats.tasks_unconfirmed) == (1, 4, 1, 1)
+    assert (stats.slots_in_use, stats.parallelism, stats.draining, stats.threads) == (4, 9, False, threads)
+    assert stats.task_publish_retries == {"refused": 1, "unsure": 1}
+    lines = executor.debug_dump().splitlines()
+    assert [line.partition(" queue=")[2] for line in lines if " queue=" in line] == [
+        "'q' attempt=1",
+        "'q' attempt=1",
+        "'q' attempt=1 revoking",
+        "'q' attempt=1",
+    ]
+    assert lines[-3:-1] == [f"  {key!r} could not be sent 1 times" for key in ("refused", "unsure")]
+    assert lines[-1] == "thread t: round of 1.5 s"
+    executor.drain()
+    assert executor.stats().draining
+
+
+def test_a_command_is_a_string_or_a_list_of_arguments(broker, executor):
+    executor.queue_command("shell", "gzip -k data.csv")
+    executor.queue_command("arguments", ["gzip", "-k", "data.csv"])
+    executor.heartbeat()
+    assert [task.command for task in broker.messages] == ["gzip -k data.csv", ("gzip", "-k", "data.csv")]
+
+
+def test_delays_come_from_the_random_numbers_of_the_caller(broker, clock):
+    delays = []
+    for _ in range(2):
+        executor = CeleryExecutor(
+            Config(), publisher=broker, results=broker, revoker=broker, clock=clock, random=Random(7)
+        )
+        executor.queue_command("k", "true", retries=1, retry_delay=20)
+        executor.heartbeat()
+        broker.fail("k")
+        executor.heartbeat()
+        delays.append(executor.get_event_buffer()[-1].retry_in)
+    assert delays[0] == delays[1]
+
+
+def test_wait_returns_at_least_each_minute(executor, clock):
+    executor.wait(10 * MAX_WAIT)
+    assert clock.now == 1_000_000 + MAX_WAIT
 
 
 def test_wait_returns_when_something_is_due_and_not_before(broker, executor, clock):

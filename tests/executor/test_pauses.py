@@ -153,6 +153,52 @@ def test_a_pause_of_a_queue_outlasts_the_pause_of_all(executor, broker):
     assert sent(broker) == ["a", "b"]
 
 
+def test_a_pause_of_a_queue_is_told_from_one_that_is_there_already(executor, clock):
+    adjustments = executor.adjustments
+    assert adjustments.pause("q", asked_by="ada")
+    since = clock.now
+    clock.advance(1)
+    assert not adjustments.pause("q", asked_by="bob")
+    assert adjustments.pauses.queues == {"q": Pause("ada", since)}
+    assert adjustments.resume("q")
+    assert not adjustments.resume("q")
+    assert adjustments.pause()
+    assert adjustments.pauses.whole == Pause("its own process", clock.now)
+
+
+def test_a_heartbeat_is_due_once_a_pause_ends(executor, broker, clock):
+    queue(executor, "a")
+    queue(executor, "b", queue="other")
+    executor.adjustments.pause("other")
+    executor.adjustments.pause()
+    executor.heartbeat()
+    before = clock.now
+    for name in (None, "other"):
+        executor.adjustments.resume(name)
+        executor.wait(60.0)
+        executor.heartbeat()
+    assert (sent(broker), clock.now) == (["a", "b"], before)
+
+
+def test_limits_are_changed_together_or_not_at_all(executor, broker):
+    adjustments = executor.adjustments
+    adjustments.change_limits(parallelism=4, queue_limits={"a": 1, "b": 2})
+    adjustments.change_limits(queue_limits={"a": None})
+    queue(executor, "wide", slots=3)
+    shared = {"concurrency_limits": {"db": 1}}
+    with pytest.raises(InvalidConfig, match="a task asks for 3 of 2"):
+        adjustments.change_limits(parallelism=2, shared_limits=shared)
+    with pytest.raises(InvalidConfig, match="'unknown' is none; the names are concurrency_limits, "):
+        adjustments.change_limits(parallelism=9, shared_limits={**shared, "unknown": {}})
+    assert (executor.stats().parallelism, adjustments.shared_limits) == (4, {})
+    queue(executor, "a1", "a2", queue="a", slots=2)
+    executor.heartbeat()
+    assert sent(broker) == ["wide"]
+    adjustments.change_limits(parallelism=7)
+    executor.heartbeat()
+    assert sent(broker) == ["wide", "a1", "a2"]
+
+
 def test_a_request_changes_limits_or_is_refused(executor, broker, channel):
     queue(executor, "a", "b", "c", "d")
     executor.heartbeat()

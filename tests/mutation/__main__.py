@@ -18,7 +18,7 @@ UNITS = (
     "circuit_breaker core dependencies drain_tracker failure_detector futures lease_manager lease_monitor ledger_codec"
     " lost_task_detector owner_session ownership pending_revokes priority_queue progress release_claim resource_room"
     " shared_places sinks start_gate stored_values surviving_loop taken_places telemetry trace_context worker_monitor"
-    " worker_registry priority_queue_steps"
+    " worker_registry priority_queue_steps executor_parts"
 )
 """Those of `tests/unit` that reach the executor or the claims."""
 

@@ -194,6 +194,16 @@ def test_nothing_is_written_while_all_workers_renew(watched, monkeypatch):
     assert len(checks) == 1
 
 
+def test_an_outage_during_the_check_of_writes_is_an_error_of_the_poll(watched, monkeypatch):
+    def fail() -> None:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(watched.claims, "check_writable", fail)
+    with pytest.raises(ConnectionRefusedError):
+        watched.poll_until_expired()
+    assert watched.dead() == []
+
+
 def test_a_worker_that_has_ended_its_lease_is_news(watched):
     watched.claims.end_lease("a")
     watched.poll()
