@@ -181,7 +181,7 @@ def test_cancel_with_wait_gets_one_reply_if_all_have_ended_and_two_however_short
 
 
 def test_cancel_of_a_queue_counts_more_tasks_than_the_history_keeps(executor, channel, monkeypatch):
-    monkeypatch.setattr("celeriac.executor.lifecycle.MAX_ENDED", 2)
+    monkeypatch.setattr(history, "MAX_ENDED", 2)
     queue(executor, 1, 2, 3)
     replies = channel.ask(CancelRequest(queues=("default",)))
     executor.sync()

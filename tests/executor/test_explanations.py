@@ -151,3 +151,12 @@ def test_a_running_task_is_where_its_present_attempt_runs(executor, broker):
     now = executor.explain("a").now
     assert (now.waits_for, now.words) == (WaitReason.END, "running on in-memory for 0.0 s")
     assert now.facts == {"seconds": 0.0, "host": "in-memory"}
+
+
+def test_a_task_may_run_without_a_known_place(executor, broker):
+    queue(executor, "a")
+    executor.heartbeat()
+    broker.put(broker.message("a").message_id, Result(State.RUNNING))
+    executor.heartbeat()
+    now = executor.explain("a").now
+    assert (now.words, now.facts) == ("running for 0.0 s", {"seconds": 0.0})

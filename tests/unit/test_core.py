@@ -250,7 +250,7 @@ def test_a_rate_of_one_looks_at_one_task_a_second():
     tracker = Tracker(Config(first_look=1, reconcile_interval=100, reconcile_rate=1), NoJitter())
     track_tasks(tracker, 4)
     assert tracker.next_look() == 1.0
-    assert tracker.due([], now=0.5) == set()
+    assert tracker.due([], now=0.95) == set()
     assert (tracker.next_look(), len(tracker.due([], now=1.0))) == (1.0, 1)
     assert (tracker.next_look(), tracker.due([], now=1.0)) == (1.1, set())
     assert (tracker.due([], now=1.75), tracker.next_look()) == (set(), 1.85)

@@ -161,7 +161,7 @@ def test_slots_that_were_taken_lately_count_as_load_by_the_second():
 
 
 def test_a_load_that_is_just_at_the_limit_holds_back_the_second_start_only():
-    gate = StartGate(Machine(load=2.0).read, max_load=2)
+    gate = StartGate(Machine(load=2.0, free=1).read, max_load=2)
     assert start_all(gate, 0.0) == 1
     assert words_of(gate) == "load 2.0 and the tasks that have just started come to 2"
     below = StartGate(Machine(load=1.0).read, max_load=2)
