@@ -31,6 +31,7 @@ class Entry(Struct):
     cancelled: bool = False
     fenced: bool = False
     released: bool = False
+    """Whether a worker has ever released it."""
 
 
 class MemoryClaims:
@@ -62,7 +63,7 @@ class MemoryClaims:
             return Granted(entry.token) if is_same else AlreadyClaimed(entry.holder)
         if entry.cancelled:
             return ClaimCancelled()
-        entry.holder, entry.delivery, entry.token, entry.released = holder, delivery, next(self._tokens), False
+        entry.holder, entry.delivery, entry.token = holder, delivery, next(self._tokens)
         return Granted(entry.token)
 
     def release(self, task_id: str, *, holder: str) -> bool:

@@ -92,7 +92,6 @@ if redis.call('HGET', lease, 'standing') == 'dead' then return {'superseded'} en
 if fails('INCR', token) then redis.call('SET', token, redis.call('TIME')[1]) end
 local number = tonumber(redis.call('GET', token))
 redis.call('HSET', claim, 'holder', holder, 'delivery', delivery, 'token', number)
-redis.call('HDEL', claim, 'released')
 redis.call('EXPIRE', claim, kept)
 count(lease)
 redis.call('EXPIRE', lease, 3600)
