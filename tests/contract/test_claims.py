@@ -24,6 +24,7 @@ from celeriac.backend.claims.claim import (
     LEASE_KEPT,
     TOMBSTONE_KEPT,
     AlreadyClaimed,
+    Claim,
     ClaimCancelled,
     Claims,
     DeclaredDead,
@@ -331,6 +332,7 @@ def test_a_worker_that_has_renewed_since_is_not_declared_dead(store, task_id, le
     assert store.other.declare_dead(lease.holder, count)
     assert store.claims.renew(lease) == DeclaredDead()
     assert store.other.leases()[lease.holder].state is LeaseState.DEAD
+    assert store.other.leases()[lease.holder].heartbeat_count > count
 
 
 def test_a_worker_whose_first_two_renewals_meet_is_not_dead(lease, tmp_path, monkeypatch):
@@ -396,8 +398,28 @@ def test_a_worker_without_a_lease_is_not_declared_dead_by_a_count(store, lease):
     assert isinstance(store.claims.renew(lease), Renewed)
 
 
-def test_of_no_claims_none_is_fenced(store):
+def test_of_no_claims_none_is_fenced(store, task_id):
     assert list(store.claims.fence([])) == []
+    assert list(store.claims.fence([Claim(task_id, "w1", 1)])) == []
+    assert isinstance(claim(store.claims, task_id, "w1"), Granted)
+
+
+def test_a_result_is_revoked_once_in_memory():
+    revoked: list[str] = []
+    claims = MemoryClaims(revoked.append)
+    assert [claims.cancel(["t"]), claims.cancel(["t"])] == [["t"], []]
+    assert revoked == ["t"]
+
+
+def test_memory_forgets_tasks_that_have_no_message():
+    claims = MemoryClaims()
+    claim(claims, "claimed", "w1")
+    claims.cancel(["cancelled"])
+    tasks = ("claimed", "cancelled", "unknown")
+    assert [claims.knows(task) for task in tasks] == [True, True, False]
+    claims.forget(["claimed", "unknown"])
+    assert [claims.knows(task) for task in tasks] == [False, True, False]
+    assert isinstance(claim(claims.anew(), "claimed", "w2"), Granted)
 
 
 def test_a_claim_replaced_by_another_worker_is_not_fenced(store, task_id):
@@ -418,7 +440,7 @@ def test_tombstones_are_kept_longer_than_claims(shared_redis, task_id):
         other = str(uuid4())
         claims.cancel([other])
         ttl["cancelled"] = client.ttl(f"celeriac-claim-{other}")
-    assert ttl["claimed"] <= CLAIM_KEPT < TOMBSTONE_KEPT - 60 <= min(ttl["fenced"], ttl["cancelled"])
+    assert CLAIM_KEPT - 60 < ttl["claimed"] <= CLAIM_KEPT < TOMBSTONE_KEPT - 60 <= min(ttl["fenced"], ttl["cancelled"])
 
 
 def test_those_who_wait_for_a_result_learn_of_a_start_and_of_a_cancellation(shared_redis, task_id):

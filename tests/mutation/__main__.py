@@ -25,7 +25,7 @@ UNITS = (
 TESTS = (
     *(f"tests/unit/test_{name}.py" for name in UNITS.split()),
     *("tests/executor", "tests/contract/test_claims.py", "tests/contract/test_malformed_values.py"),
-    "tests/contract/test_database_claims.py",
+    *("tests/contract/test_database_claims.py", "tests/contract/test_redis_claims.py"),
     *("tests/contract/test_ledgers.py", "tests/contract/test_places.py"),
 )
 PYTEST_OPTIONS = (

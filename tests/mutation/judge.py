@@ -34,7 +34,7 @@ REDIS = {"redis", "shared_redis"}
 REDIS_MODULES = (LUA, "backend/claims/redis")
 """Only mutants of these are judged by tests with a Redis server."""
 
-SCRIPT_TESTS = ("tests/contract/test_claims.py", "tests/contract/test_malformed_values.py")
+SCRIPT_TESTS = tuple(f"tests/contract/test_{name}.py" for name in ("claims", "malformed_values", "redis_claims"))
 """They judge the scripts: which lines of them a test reaches is not known."""
 
 TEST_SECONDS = 5.0  # of CPU that the tests of one mutant take at most
