@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from math import isinf
 from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
@@ -94,7 +93,7 @@ class Measures:
 
     def _waited(self, entry: Entry, queue: QueueMeasures) -> None:
         """Time how long a task has waited that the broker has taken now."""
-        if entry.arrived and entry.task.attempt == 1:
+        if entry.task.attempt == 1:
             self._observe(
                 queue.waits, self._wall_clock() - max(entry.arrived, entry.task.not_before or 0.0), entry.task.queue
             )
@@ -269,11 +268,11 @@ def read_gauges(parts: ExecutorParts) -> Iterator[tuple[Metric, Mapping[Labels, 
 
 
 def longest_queued(lifecycle: TaskLifecycle) -> dict[str, float]:
-    """Return the longest time, in seconds, that a task of each queue has been at the broker without a start. Nothing
-    is known of a task that another executor sent."""
+    """Return the longest time, in seconds, that a task of each queue has been at the broker without a start. That of a
+    task which another executor sent begins when it was taken over."""
     since: dict[str, float] = {}
     for tracked in lifecycle.tracker:
-        if tracked.state is State.QUEUED and not isinf(tracked.moved_at):
+        if tracked.state is State.QUEUED:
             queue = tracked.task.queue
             since[queue] = min(since.get(queue, tracked.moved_at), tracked.moved_at)
     now = lifecycle.clock()
