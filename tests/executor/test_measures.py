@@ -13,6 +13,7 @@ from celeriac.executor.capacity import WorkerShare
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LedgerBatch, LostTask
 from celeriac.ledger.memory import MemoryLedger
+from celeriac.runs.job_file import PlainJobs, read_whole
 from celeriac.task.result import Execution, Reason, Result
 from celeriac.task.state import State
 from celeriac.task.task import Task
@@ -243,11 +244,28 @@ def test_of_the_tasks_of_a_queue_at_the_broker_the_longest_there_counts(make, br
     executor.heartbeat()
     clock.advance(1)
     assert values(executor, metrics.OLDEST_QUEUED) == {("default",): 9.0, ("other",): 0.0}
+    for key, longest in (("first", 6.0), ("second", 0.0)):
+        broker.start(key)
+        executor.heartbeat()
+        clock.advance(1)
+        assert values(executor, metrics.OLDEST_QUEUED)["default",] == longest
 
 
-def test_tasks_that_were_adopted_at_the_broker_do_not_run(make):
+def test_accepted_tasks_wait(make, tmp_path):
+    (tmp_path / "jobs.jsonl").write_text('{"command": "true"}\n' * 3)
+    jobs = read_whole(str(tmp_path / "jobs.jsonl"), "auto", {}, None, None, None)
+    assert isinstance(jobs, PlainJobs)
+    executor = make()
+    executor.queue_command("k", "true")
+    executor.accept_tasks(jobs.sources())
+    assert values(executor, metrics.TASKS_WAITING) == {("default",): 4}
+
+
+def test_tasks_that_were_adopted_at_the_broker_do_not_run(make, clock):
     executor = make(config=Config(parallelism=1))
     executor.adopt_tasks([Task(key=key, command="true") for key in "ab"], State.QUEUED)
+    clock.advance(3)
+    assert values(executor, metrics.OLDEST_QUEUED) == {("default",): 3.0}
     assert values(executor, metrics.TASKS_RUNNING) == {("default",): 0}
     assert values(executor, metrics.SLOTS_OPEN) == {(): 0}
     assert values(executor, metrics.TASKS_IN_FLIGHT) == {("default",): 2}
@@ -267,8 +285,10 @@ def test_a_task_outside_of_a_trace_has_no_parent(make, broker: InMemoryBroker):
     executor = make()
     executor.telemetry.keep_ended_tasks(Traces())
     executor.queue_command("k", "true")
+    executor.reprioritise("k", 5, asked_by="ada")
     executor.heartbeat()
     broker.put(broker.message("k").message_id, Result(State.FAILED, Reason.EXIT_CODE))
     executor.heartbeat()
     (ended,) = executor.telemetry.take_ended_tasks()
+    assert [step.state for step in ended.steps] == ["publishing", "queued", "failed"]  # and no change of its priority
     assert (ended.parent, ended.steps[-1].reason, ended.steps[-1].started) == (None, "exit_code", None)
