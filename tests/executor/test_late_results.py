@@ -198,14 +198,14 @@ def test_a_task_that_may_lose_one_worker_gives_up_after_it(harness):
     assert event.detail.startswith("gave up after 1 lost worker; ")
 
 
-def test_no_tasks_are_searched_for_while_changes_are_pushed_without_a_gap(harness):
+def test_tasks_are_searched_for_at_intervals_only_while_changes_are_pushed_without_a_gap(harness):
     harness.broker.pushes = True
     harness.queue("k")
     harness.detector.scans.clear()
-    for _ in range(3):
-        harness.clock.advance(2)
+    for seconds, scans in ((2, []), (2, []), (Config().search_interval, [["k"]]), (2, [["k"]])):
+        harness.clock.advance(seconds)
         harness.executor.heartbeat()
-    assert harness.detector.scans == []
+        assert harness.detector.scans == scans
 
 
 @pytest.fixture
