@@ -174,7 +174,7 @@ class LedgerWriter:
 
     def write_new(self, tasks: Sequence[Task], now: float) -> bool:
         """Write the batch if one of these tasks is not stored. Return whether they may be sent."""
-        is_stored = not self._queued or not any(task.key in self._queued for task in tasks)
+        is_stored = not any(task.key in self._queued for task in tasks)
         return is_stored or self._write(self._records, now, tasks) or self._goes_on
 
     def write_if_due(self, now: float) -> bool:
@@ -216,7 +216,7 @@ class LedgerWriter:
         if line := self._breaker.record_success(now):
             logger.warning(line)
         self._drop_batch(queued)
-        self._goes_on, self._written_at = False, now
+        self._written_at = now
         return True
 
     def _note_failure(self, error: LedgerUnavailable | LedgerBroken, now: float) -> None:
