@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from celeriac.errors import LedgerError, LedgerUnavailable
+from celeriac.errors import LedgerBroken, LedgerError, LedgerUnavailable
 from celeriac.executor import ledger_writer
 from celeriac.executor.interfaces import LedgerBatch, LedgerTraits, TaskRecord
 from celeriac.executor.ledger_writer import LedgerWriter
@@ -284,3 +284,33 @@ def test_places_are_reserved_in_order():
     queue(writer, "a")
     assert writer.flush(0.0)
     assert [queued.place for queued in ledger.batches[0].queued] == [4]
+
+
+def test_an_outage_is_logged_at_once_and_its_end_once(caplog):
+    ledger = NotedLedger()
+    writer = writer_of(ledger)
+    for now, error in (
+        (0.0, None),
+        (10.0, LedgerUnavailable("ledger.db", "cannot be written")),
+        (20.0, None),
+        (30.0, None),
+    ):
+        ledger.error = error
+        queue(writer, "a")
+        assert writer.flush(now) is (error is None)
+    assert caplog.messages == [
+        "the ledger is unavailable, nothing is started until it can be written: ledger.db cannot be written",
+        "the ledger is available again after 10.0 s",
+    ]
+
+
+def test_nothing_is_kept_for_a_ledger_that_is_given_up():
+    ledger = NotedLedger(is_optional=True)
+    writer = writer_of(ledger)
+    queue(writer, "ab")
+    ledger.error = LedgerBroken("ledger.db", "is no database")
+    assert writer.record_publishing([task("a")], 0.0, 0.0)
+    assert (writer.is_enabled, writer.tasks_unwritten, writer.due) == (False, 0, None)
+    queue(writer, "c")
+    assert writer.record_publishing([task("c")], 0.0, 99.0)
+    assert (writer.tasks_unwritten, ledger.tries) == (0, 1)
