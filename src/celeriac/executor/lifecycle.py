@@ -284,7 +284,6 @@ class TaskLifecycle:
 
     def requeue(self, tracked: Tracked, *, not_before: float | None = None) -> None:
         """Put a task that was not sent back to its place in the queue."""
-        self.measures.moved(tracked, State.WAITING, None)
         if self.limits is not None:
             self.limits.free(tracked.task.key, was_sent=False)
         self._remove_from_flight(tracked, State.WAITING)
