@@ -1,70 +1,41 @@
-"""Test what an executor does with the receipts of a batch, and when it is worth waking up to send more."""
+"""Test what an executor does with the receipts of a batch, and with places that a store refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pytest
 
 from celeriac.config.executor_config import Config
-from celeriac.executor.capacity import Capacity
 from celeriac.executor.executor import CeleryExecutor
-from celeriac.executor.interfaces import NotSent, Receipt, Sent, UnfinishedTask, Unsure
+from celeriac.executor.interfaces import NotSent, Receipt, Sent, Unsure
 from celeriac.executor.limit import Refusal
 from celeriac.executor.places import LocalPlaces
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
 from celeriac.task.state import State
-from celeriac.task.task import Task, TaskKey
+from celeriac.task.task import Task
 from celeriac.telemetry import metrics
-from celeriac.testing import InMemoryBroker, ManualClock
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(1_800_000_000.0)
+from celeriac.telemetry.metrics import Metric
+from celeriac.telemetry.telemetry import Labels
+from celeriac.testing import InMemoryBroker
+from tests.support.pushed import pushed_executor, queue, rest_of, sent
 
 
 @pytest.fixture
 def make(broker, clock) -> Callable[..., CeleryExecutor]:
-    """Make executors that are told of each change of a result, so that reads of results wake none."""
-
-    def make(broker: InMemoryBroker = broker, **settings) -> CeleryExecutor:
-        broker.pushes = True
-        parts = {name: settings.pop(name) for name in ("capacity", "open_places") if name in settings}
-        executor = CeleryExecutor(
-            Config(**{"parallelism": 2, "reconcile_interval_pushed": 10_000, **settings}),
-            publisher=broker,
-            results=broker,
-            revoker=broker,
-            clock=clock,
-            wall_clock=clock,
-            **parts,
-        )
-        executor.sync()
-        return executor
-
-    return make
-
-
-def queue(executor: CeleryExecutor, *keys: str, **fields) -> None:
-    for key in keys:
-        executor.queue_command(key, "true", **fields)
-
-
-def sent(broker: InMemoryBroker) -> list[TaskKey]:
-    return [task.key for task in broker.messages]
+    return partial(pushed_executor, broker, clock)
 
 
 def last_event(executor: CeleryExecutor, key: str) -> Event:
     return executor.get_event_buffer([key])[-1]
 
 
-def rest_of(executor: CeleryExecutor, clock: ManualClock, timeout: float = 40.0) -> float:
-    """Return how long `wait` waits."""
-    before = clock.now
-    executor.wait(timeout)
-    return clock.now - before
+def counted(executor: CeleryExecutor, metric: Metric) -> dict[Labels, float]:
+    return {
+        labels: value for each in executor.telemetry.read() if each.metric is metric for labels, value in each.numbers
+    }
 
 
 # — receipts —
@@ -148,14 +119,14 @@ def test_tasks_of_a_paused_queue_are_not_sent_again_while_they_are_unconfirmed(m
     assert (sent(broker), rest_of(executor, clock)) == ([], 40.0)
 
 
-def test_only_the_first_receipt_of_a_task_counts(make, clock):
+def test_only_the_first_receipt_of_a_task_counts(clock):
     class Repeating(InMemoryBroker):
         def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
             error = ValueError("it cannot be encoded")
             first: list[Receipt] = [NotSent(tasks[0], error, transient=False), Sent(tasks[1])]
             return [*first, Sent(tasks[0]), Unsure(tasks[1], error)]
 
-    executor = make(Repeating(clock))
+    executor = pushed_executor(Repeating(clock), clock)
     queue(executor, "a", "b")
     executor.heartbeat()
     events = [(event.key, event.state) for event in executor.get_event_buffer()]
@@ -163,13 +134,13 @@ def test_only_the_first_receipt_of_a_task_counts(make, clock):
     assert executor.tasks_in_flight == 1
 
 
-def test_the_time_of_sending_counts(make, clock):
+def test_the_time_of_sending_counts(clock):
     class Slow(InMemoryBroker):
         def publish(self, tasks: Sequence[Task], *, timeout: float) -> list[Receipt]:
             clock.advance(2.0)
             return super().publish(tasks, timeout=timeout)
 
-    executor = make(Slow(clock))
+    executor = pushed_executor(Slow(clock), clock)
     queue(executor, "a")
     executor.heartbeat()
     measured = {family.metric: family.distributions for family in executor.telemetry.read()}
@@ -191,18 +162,54 @@ def test_a_revoked_task_of_a_broker_that_confirmed_nothing_is_not_sent_again(mak
     assert (sent(broker), rest_of(executor, clock)) == ([], 40.0)
 
 
+def test_a_failure_to_confirm_counts_once_and_until_the_task_ends(make, broker):
+    executor = make(parallelism=4)
+    broker.leave_unsure("a", delivered=False)
+    broker.refuse("b", "c")
+    queue(executor, "a", "b", "c", "d")
+    executor.heartbeat()
+    assert executor.stats().task_publish_retries == {"a": 1, "b": 1, "c": 1}
+    executor.revoke_task("b")
+    assert executor.stats().task_publish_retries == {"a": 1, "c": 1}
+    executor.revoke_waiting(silently=False)
+    assert executor.stats().task_publish_retries == {"a": 1}
+
+
+def test_failures_are_counted(make, broker, clock):
+    executor = make(parallelism=4)
+    broker.leave_unsure("a", delivered=False)
+    broker.refuse("b")
+    queue(executor, "a", "b", "c", retries=1, retry_delay=100)
+    for _ in range(2):
+        executor.heartbeat()
+        clock.advance(60)
+    assert counted(executor, metrics.PUBLISH_UNCONFIRMED) == {("default",): 1}
+    assert counted(executor, metrics.PUBLISH_RETRIES) == {("default",): 3}
+    broker.start("c")
+    executor.heartbeat()
+    assert counted(executor, metrics.TASKS_RUNNING) == {("default",): 1}
+    broker.fail("c")
+    executor.heartbeat()
+    assert counted(executor, metrics.TASKS_RUNNING) == {("default",): 0}
+    assert counted(executor, metrics.TASK_RETRIES) == {("default", "exit_code"): 1}
+    executor.revoke_task("c")
+    assert counted(executor, metrics.TASK_ENDS) == {("default", "revoked", "revoked"): 1}
+
+
 # — limits that a store keeps —
 
 
 class Places(LocalPlaces):
-    """A store that a test may let refuse everything."""
+    """A store that a test may let refuse the places of a key, or those of all."""
 
     refuses_for: float | None = None
+    refuses = "key:"
 
     def reserve(self, requests):
         if self.refuses_for is None:
             return super().reserve(requests)
-        return {each.id: Refusal(each.limits[0], 1, self.refuses_for) for each in requests}
+        refused = [each for each in requests if each.limits[0].name.startswith(self.refuses)]
+        return {each.id: Refusal(each.limits[0], 1, self.refuses_for) for each in refused}
 
 
 def test_an_unconfirmed_task_whose_place_is_refused_keeps_its_slot_and_asks_again(make, broker, clock):
@@ -237,6 +244,16 @@ def test_a_heartbeat_is_due_when_a_refused_place_may_be_free(make, broker, clock
     assert rest_of(executor, clock) == 40.0
 
 
+def test_the_tasks_that_have_their_places_are_sent_without_the_one_that_is_refused(make, broker, clock):
+    places = Places(clock)
+    places.refuses_for, places.refuses = 15.0, "key:db"
+    executor = make(parallelism=9, open_places=lambda: places, concurrency_limits={"*": 1})
+    for key in ("disk", "db", "net"):
+        queue(executor, key, concurrency_key=key)
+    executor.heartbeat()
+    assert (sent(broker), executor.tasks_in_flight, executor.tasks_waiting) == (["disk", "net"], 2, 1)
+
+
 def test_a_heartbeat_is_due_when_the_window_of_a_rate_has_begun(make, broker, clock):
     """Expect that the executor asks the store at once how long the window lasts."""
     executor = make(queue_rates={"net": "1/m"})
@@ -250,83 +267,3 @@ def test_a_heartbeat_is_due_when_the_window_of_a_rate_has_begun(make, broker, cl
     executor.heartbeat()
     clock.advance(30)
     assert rest_of(executor, clock) == 30.0
-
-
-# — when it is worth waking up —
-
-
-def test_an_executor_can_wait_before_its_first_heartbeat(broker, clock):
-    executor = CeleryExecutor(Config(), publisher=broker, results=broker, revoker=broker, clock=clock)
-    assert rest_of(executor, clock) == 40.0
-
-
-def test_a_heartbeat_is_due_while_one_slot_is_open(make, clock):
-    executor = make(parallelism=1)
-    queue(executor, "a", "b")
-    assert rest_of(executor, clock) == 0.0
-    executor.heartbeat()
-    assert rest_of(executor, clock, 5.0) == 5.0
-
-
-def test_a_wide_task_that_must_wait_wakes_nothing(make, broker, clock):
-    executor = make()
-    queue(executor, "a")
-    executor.heartbeat()
-    queue(executor, "wide", slots=2)
-    executor.heartbeat()
-    assert (sent(broker), executor.slots_available) == (["a"], 1)
-    assert rest_of(executor, clock, 5.0) == 5.0
-
-
-def test_a_heartbeat_is_due_after_fewer_tasks_were_sent_than_there_are_slots(make, broker, clock):
-    executor = make()
-    queue(executor, "a", "b")
-    executor.trigger_tasks(1)
-    assert (sent(broker), rest_of(executor, clock)) == (["a"], 0.0)
-
-
-def test_a_draining_executor_sleeps(make, clock):
-    executor = make(parallelism=3)
-    queue(executor, "later", not_before=clock.now + 10)
-    queue(executor, "a")
-    executor.heartbeat()
-    queue(executor, "b")
-    executor.drain()
-    assert rest_of(executor, clock, 5.0) == 5.0
-    executor.heartbeat()
-    assert rest_of(executor, clock, 20.0) == 20.0
-
-
-class NoWorkers(Capacity):
-    """No live worker serves any queue."""
-
-    def by_queue(self) -> Mapping[str, int]:
-        return {}
-
-    def why_held(self, queue: str) -> None:
-        return None
-
-    def shares(self) -> None:
-        return None
-
-
-def test_workers_are_looked_for_twice_a_second_while_tasks_wait_for_them(make, clock):
-    executor = make(capacity=NoWorkers(), parallelism=1)
-    queue(executor, "a")
-    executor.heartbeat()
-    assert rest_of(executor, clock) == 0.5
-    executor.adjustments.pause("default")
-    executor.heartbeat()
-    assert rest_of(executor, clock) == 40.0
-    executor.adjustments.resume("default")
-    executor.revoke_task("a")
-    executor.heartbeat()
-    assert rest_of(executor, clock) == 40.0
-
-
-def test_no_workers_are_looked_for_while_no_slot_is_open(make, clock):
-    executor = make(capacity=NoWorkers(), parallelism=1)
-    executor.recovery.resume([UnfinishedTask(Task(key="runs", command="true"), State.RUNNING, clock.now)])
-    queue(executor, "waits")
-    executor.heartbeat()
-    assert rest_of(executor, clock, 5.0) == 5.0

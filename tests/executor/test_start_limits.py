@@ -70,6 +70,17 @@ def test_a_task_waits_for_the_load_and_says_so(broker, clock, machine):
     assert (sent(broker), executor.adjustments.why_held()) == (["a", "b"], "")
 
 
+def test_an_executor_whose_tasks_wait_for_no_load_sleeps(broker, clock, machine):
+    broker.pushes = True
+    executor = executor_of(Config(parallelism=2, max_load=4, reconcile_interval_pushed=10_000), broker, clock, machine)
+    executor.sync()
+    executor.queue_command("a", "true")
+    executor.heartbeat()
+    begun = clock()
+    executor.wait(40.0)
+    assert clock() == begun + 40.0
+
+
 def test_tasks_of_workers_elsewhere_do_not_wait_for_this_machine(broker, clock):
     executor = executor_of(Config(parallelism=2, max_load=0.001, min_free_memory=2**60), broker, clock, None)
     executor.queue_command("a", "true")
