@@ -28,12 +28,14 @@ from celeriac.executor.requests import (
     PriorityRequest,
     WaitReason,
 )
+from celeriac.ledger.memory import MemoryLedger
 from celeriac.ledger.run_store import RunStore
 from celeriac.runs.job_file import PlainJobs
 from celeriac.runs.job_file.draft import Draft
 from celeriac.runs.job_file.job_source import PlainJobSource
 from celeriac.task.state import State
 from celeriac.task.task import Task
+from celeriac.telemetry import metrics
 from celeriac.testing import InMemoryBroker, InMemoryControlChannel
 
 NUMBER = 3 * PART + 1
@@ -335,6 +337,38 @@ def test_tasks_are_revoked_together_before_any_was_queued(executor):
     assert executor.revoke_waiting(silently=True) == NUMBER
     assert (executor.tasks_waiting, executor.get_event_buffer()) == (0, [])
     assert executor.revoke_waiting(silently=True) == 0
+
+
+def test_each_that_is_revoked_has_an_event_of_its_first_attempt(executor):
+    assert executor.revoke_waiting(silently=False) == 0
+    events = executor.get_event_buffer()
+    assert len(events) == NUMBER
+    assert {(event.attempt, event.state) for event in events} == {(1, State.REVOKED)}
+
+
+def test_those_that_are_revoked_without_an_event_are_counted(executor):
+    executor.heartbeat()
+    assert executor.revoke_waiting(silently=True) == NUMBER - 2
+    ends = {family.metric: family.numbers for family in executor.telemetry.read()}[metrics.TASK_ENDS]
+    assert [*ends] == [(("default", "revoked", "revoked"), NUMBER - 2)]
+
+
+def test_each_has_an_event_if_the_ledger_records_each_end(broker, clock, channel):
+    ledger = MemoryLedger()
+    executor = executor_with(broker, clock, channel, ledger)
+    executor.accept_tasks(many(5))
+    executor.heartbeat()
+    assert [unfinished.task.key for unfinished in ledger.unfinished()] == [str(n + 1) for n in range(5)]
+    assert executor.revoke_waiting(silently=True) == 0
+    assert executor.flush()
+    assert [unfinished.task.key for unfinished in ledger.unfinished()] == ["1", "2"]
+    assert sum(event.state is State.REVOKED for event in executor.get_event_buffer()) == 3
+
+
+def test_none_are_queued_while_the_executor_drains(executor):
+    executor.drain()
+    executor.heartbeat()
+    assert (queued(executor), executor.tasks_waiting) == (0, NUMBER)
 
 
 def test_only_the_last_ends_are_remembered_once_all_are_queued(broker, channel, clock, monkeypatch):
