@@ -91,6 +91,9 @@ def test_an_error_changes_nothing(executor):
         executor.revoke_task("unknown")
     with pytest.raises(InvalidTransition, match="'k' is queued and cannot become waiting; allowed states: running"):
         executor.change_state("k", State.WAITING)
+    executor.queue_command("waits", "true", slots=2)
+    with pytest.raises(InvalidTransition, match="'waits' is waiting and cannot become running"):
+        executor.change_state("waits", State.RUNNING)
     assert events_of(executor) == [("k", State.QUEUED, None)]
 
 

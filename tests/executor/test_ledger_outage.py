@@ -22,9 +22,12 @@ from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import LedgerBatch, LedgerTraits
 from celeriac.executor.requests import PriorityRequest
 from celeriac.ledger.memory import MemoryLedger
+from celeriac.runs.job_file import PlainJobs
+from celeriac.runs.job_file.draft import Draft
 from celeriac.task.event import Event
 from celeriac.task.state import State
 from celeriac.task.task import Task
+from celeriac.telemetry import metrics
 
 
 class FailingLedger(MemoryLedger):
@@ -211,6 +214,18 @@ def test_each_result_is_deleted_once_when_the_ledger_has_its_event(broker, clock
     assert broker.forgotten == [task.message_id for task in broker.messages]
 
 
+def test_a_heartbeat_that_sends_nothing_leaves_changes_to_a_later_write(broker, clock):
+    ledger = OptionalLedger()
+    executor = executor_with(ledger, broker, clock)
+    for key in ("runs", "waits"):
+        executor.queue_command(key, "true")
+        executor.heartbeat()
+    assert ledger.writes == 1
+    clock.advance(0.2)
+    executor.heartbeat()
+    assert ledger.writes == 2
+
+
 class RefusingLedger(MemoryLedger):
     def check(self, task: Task) -> None:
         raise InvalidTask(str(task.key), "cannot be stored", "give another key")
@@ -247,6 +262,41 @@ def test_an_executor_drops_all_tasks_when_another_owns_its_ledger(broker, clock)
             executor.explain(key)
 
 
+class SharedLedger(TakenLedger):
+    """Another executor takes it over when a test says so."""
+
+    traits = LedgerTraits(revokes_together=True, has_source=True)
+    is_taken = False
+
+    def write(self, batch: LedgerBatch) -> None:
+        if self.is_taken:
+            super().write(batch)
+
+
+def test_an_executor_drops_tasks_in_each_state_when_another_owns_its_ledger(broker, clock):
+    ledger = SharedLedger()
+    executor = CeleryExecutor(
+        Config(parallelism=2), publisher=broker, results=broker, revoker=broker, ledger=ledger, clock=clock
+    )
+    broker.leave_unsure("unsure", delivered=False)
+    executor.queue_tasks([Task(key=key, command="true") for key in ("runs", "unsure")])
+    executor.queue_command("blocked", "true", needs=("runs",))
+    executor.heartbeat()
+    executor.accept_tasks(PlainJobs([Draft("true", 1, {})], []).sources())
+    broker.start("runs")
+    executor.sync()
+    executor.get_event_buffer()
+    ledger.is_taken = True
+    executor.revoke_task("blocked")
+    executor.queue_command("blocked", "true", needs=("runs",))
+    with pytest.raises(LedgerLost):
+        executor.flush()
+    assert (executor.tasks_waiting, executor.tasks_in_flight, executor.slots_occupied) == (0, 0, 0)
+    assert executor.stats().task_publish_retries == {}
+    running = {family.metric: family.numbers for family in executor.telemetry.read()}[metrics.TASKS_RUNNING]
+    assert [value for _, value in running] == [0]
+
+
 class SourceLedger(MemoryLedger):
     """Its tasks can be queued again from a file."""
 
@@ -270,6 +320,7 @@ def test_a_task_of_a_file_that_is_revoked_before_it_is_stored_is_not_stored(brok
     executor.end(timeout=0.0)
     stored = [queued.task.key for batch in ledger.batches for queued in batch.queued]
     assert stored == ["runs"]
+    assert not any("waits" in batch.records for batch in ledger.batches)
     assert [batch.revoked_waiting is not None for batch in ledger.batches].count(True) == 1
 
 

@@ -218,6 +218,32 @@ def test_a_lost_task_of_a_draining_executor_fails_once_no_worker_can_claim_it(ha
     assert (event.state, event.reason, event.detail) == (State.FAILED, Reason.LOST, DETAIL)
 
 
+def test_a_lost_task_of_a_draining_executor_that_the_user_revokes_is_revoked(harness):
+    harness.broker.is_durable = True
+    harness.queue("k", starts=False)
+    harness.executor.drain()
+    assert harness.lose("k", was_claimed=False) == []
+    harness.executor.revoke_task("k")
+    harness.broker.put(harness.broker.message("k").message_id, Result(State.REVOKED, Reason.REVOKED, "revoked"))
+    harness.executor.heartbeat()
+    (event,) = harness.executor.get_event_buffer()
+    assert (event.state, event.reason) == (State.REVOKED, Reason.REVOKED)
+
+
+@pytest.mark.parametrize("was_revoked", [False, True])
+def test_the_claim_of_a_task_that_was_not_found_is_cancelled_as_the_task_was(harness, monkeypatch, was_revoked):
+    """Expect that a worker has started it: it goes on, unless the user has revoked it."""
+    asked: list[bool] = []
+    harness.broker.is_durable = True
+    harness.queue("k", starts=False)
+    if was_revoked:
+        harness.executor.revoke_task("k")
+    harness.executor.drain()
+    monkeypatch.setattr(harness.broker, "revoke", lambda ids, *, unless_started=False: asked.append(unless_started))
+    harness.lose("k", was_claimed=False)
+    assert asked == [not was_revoked]
+
+
 def test_a_lost_task_of_a_draining_executor_may_still_succeed(harness):
     harness.broker.is_durable = True
     harness.queue("k", starts=False)
@@ -371,6 +397,25 @@ def test_all_tasks_are_searched_for_after_a_gap_in_the_pushed_changes(harness):
     harness.clock.advance(DELAY_AFTER_OUTAGE)
     harness.executor.heartbeat()
     assert harness.detector.scans == [["k"]]
+
+
+def test_all_tasks_are_searched_for_after_an_outage_of_the_broker(harness):
+    """Expect that it may have lost messages: the regular search leaves out tasks that were sent just before."""
+    harness.queue("k", starts=False)
+    harness.broker.refuse()
+    harness.executor.queue_command("other", "true")
+    harness.executor.heartbeat()
+    harness.detector.scans.clear()
+    harness.broker.heal()
+    harness.clock.advance(10)
+    harness.executor.heartbeat()
+    harness.clock.advance(DELAY_AFTER_OUTAGE)
+    harness.executor.heartbeat()
+    assert harness.detector.scans == [["k", "other"]]
+    harness.queue("after", starts=False)
+    harness.clock.advance(DELAY_AFTER_OUTAGE)
+    harness.executor.heartbeat()
+    assert len(harness.detector.scans) == 1
 
 
 def test_an_idle_executor_is_not_woken_by_scans(harness):

@@ -235,6 +235,20 @@ def test_explain_says_that_a_late_task_is_cancelled_if_that_is_asked_for(executo
     assert executor.explain("a").now.words == "cancelling: waiting for confirmation that it will not start"
 
 
+def test_a_task_that_its_worker_returns_after_the_deadline_is_revoked(executor, broker, clock):
+    executor.queue_command("a", "true", deadline=NOW + 30)
+    executor.heartbeat()
+    broker.start("a")
+    executor.heartbeat()
+    clock.advance(60)
+    executor.heartbeat()
+    assert broker.revoked == []
+    broker.put(broker.message("a").message_id, Result(State.QUEUED))
+    executor.heartbeat()
+    executor.heartbeat()
+    assert broker.revoked == [broker.message("a").message_id]
+
+
 def test_a_task_at_the_broker_is_revoked_unless_it_has_started(executor, broker, clock):
     executor.queue_command("a", "true", deadline=NOW + 30)
     executor.heartbeat()
