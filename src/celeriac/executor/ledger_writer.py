@@ -247,10 +247,9 @@ class LedgerWriter:
         self._records, self._events = {}, []
         if len(queued) == len(self._queued):
             self._queued, self._revoked_waiting, self._first_change_at = {}, None, None
-        else:
+        else:  # they were more than `MAX_NEW`, so the others are due at once, too
             for key in queued:
                 del self._queued[key]
-            self._first_change_at = float("-inf")
 
 
 def choose_new(new: Mapping[TaskKey, QueuedTask], keys: Iterable[TaskKey]) -> dict[TaskKey, QueuedTask]:
