@@ -88,8 +88,9 @@ def test_tasks_of_workers_elsewhere_do_not_wait_for_this_machine(broker, clock):
     assert sent(broker) == ["a"]
 
 
-def test_starts_are_a_delay_apart(broker, clock):
-    executor = executor_of(Config(parallelism=9, delay=2.0), broker, clock, None)
+@pytest.mark.parametrize("delay", [1, 2.0])
+def test_starts_are_a_delay_apart(broker, clock, delay):
+    executor = executor_of(Config(parallelism=9, delay=delay), broker, clock, None)
     begun, times = clock(), []
     for key in "abcd":
         executor.queue_command(key, "true")
@@ -100,7 +101,7 @@ def test_starts_are_a_delay_apart(broker, clock):
         executor.wait(60.0)
         if len(times) == 4:
             break
-    assert times == [0.0, 2.0, 4.0, 6.0]
+    assert times == [delay * number for number in range(4)]
 
 
 def test_a_held_task_is_cancelled_at_once(broker, clock, machine):
