@@ -67,7 +67,6 @@ class Adjustments:
     def hold_back(self, why: str | None) -> None:
         """Send nothing more, for this reason, until this is called with None. It is independent of `pause`."""
         if why is None:
-            self._lifecycle.may_start_more |= self.pauses.backlog is not None
             self.pauses.backlog = None
         elif self.pauses.backlog is None:
             self.pauses.backlog = Pause(why, self._lifecycle.wall_clock())
