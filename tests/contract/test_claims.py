@@ -267,8 +267,8 @@ def test_the_check_for_writes_leaves_no_lease(store, lease):
 def test_the_check_for_writes_writes_to_a_database(tmp_path):
     database = tmp_path / "results.db"
     with app_at(f"db+sqlite:///{database}") as app, claims_of(app) as claims:
-        for beat in (1, 2):
-            claims.check_writable()
+        for beat, check in enumerate((claims.check_writable, claims.check_writable, claims.check_rights), 1):
+            check()
             with closing(sqlite3.connect(database)) as connection:
                 assert connection.execute("SELECT beat FROM celeriac_lease").fetchall() == [(beat,)]
 

@@ -9,12 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from celery import Celery, states
+from sqlalchemy.exc import OperationalError
 
 from celeriac.backend.claims import database
 from celeriac.backend.claims.claim import (
     LEASE_KEPT,
+    TOMBSTONE_KEPT,
     AlreadyClaimed,
     ClaimCancelled,
     DeclaredDead,
@@ -96,8 +99,12 @@ def before(monkeypatch: pytest.MonkeyPatch) -> Callable[[DatabaseClaims, str, Ca
     return let
 
 
+def path_of(app: Celery) -> str:
+    return str(app.conf.result_backend.partition(":///")[2])
+
+
 def rows(app: Celery, table: str, column: str) -> set[str]:
-    with closing(sqlite3.connect(app.conf.result_backend.partition(":///")[2])) as connection:
+    with closing(sqlite3.connect(path_of(app))) as connection:
         return {value for (value,) in connection.execute(f"SELECT {column} FROM {table}")}
 
 
@@ -108,16 +115,16 @@ def tasks(app: Celery) -> set[str]:
 # — rows that expire —
 
 
-def test_expired_rows_are_deleted_when_the_interval_has_passed_and_not_before(app, clock):
-    with claims_at(app, kept=KEPT, cleaning_interval=INTERVAL) as claims:
+def test_expired_rows_are_deleted_when_the_interval_has_passed_and_not_before(app, clock, claims):
+    with claims_at(app, kept=KEPT, cleaning_interval=INTERVAL) as cleaner:
         for _ in range(2):
             claim(claims, "ended", "w1")
             claims.renew(lease_of("w1"))
             clock.advance(INTERVAL - 1)
-            claims.renew(lease_of("w2"))
+            cleaner.renew(lease_of("w2"))
             assert (tasks(app), rows(app, "celeriac_lease", "holder")) == ({"ended"}, {"w1", "w2"})
             clock.advance(1)
-            claims.renew(lease_of("w2"))
+            cleaner.renew(lease_of("w2"))
             assert (tasks(app), rows(app, "celeriac_lease", "holder")) == (set(), {"w2"})
 
 
@@ -125,18 +132,37 @@ def test_a_claim_is_kept_while_it_is_new_or_its_worker_is_live(app, clock):
     with claims_at(app, kept=KEPT) as claims, claims_at(app, kept=KEPT, cleaning_interval=0.0) as cleaner:
         for holder in ("live", "silent", "gone", "none"):
             claim(claims, f"of {holder}", holder)
-        clock.advance(KEPT - LEASE_KEPT)
+        claims.renew(lease_of("old"))
+        clock.advance(KEPT + 1 - LEASE_KEPT)
         for holder in ("live", "silent", "gone"):
             claims.renew(lease_of(holder))
         claims.end_lease("gone")
-        clock.advance(LEASE_KEPT)
+        clock.advance(LEASE_KEPT - 1)
         cleaner.renew(lease_of("another"))
         assert tasks(app) == {"of live", "of silent", "of gone", "of none"}
+        assert "old" in rows(app, "celeriac_lease", "holder")
+        clock.advance(1)
+        cleaner.renew(lease_of("another"))
+        assert tasks(app) == {"of live", "of silent"}
+        assert rows(app, "celeriac_lease", "holder") == {"live", "silent", "gone", "another"}
         claims.renew(lease_of("live"))
         claim(claims, "new", "none")
         clock.advance(1)
         cleaner.renew(lease_of("another"))
         assert tasks(app) == {"of live", "new"}
+
+
+def test_what_must_never_start_is_kept_for_longest(app, clock):
+    with claims_at(app, kept=KEPT, cleaning_interval=0.0) as claims:
+        claims.cancel(["cancelled"])
+        claim(claims, "fenced", "w1")
+        fence(claims, "fenced")
+        clock.advance(TOMBSTONE_KEPT)
+        claims.renew(lease_of("another"))
+        assert tasks(app) == {"cancelled", "fenced"}
+        clock.advance(1)
+        claims.renew(lease_of("another"))
+        assert tasks(app) == set()
 
 
 def test_a_live_lease_is_returned_and_another_one_only_for_a_while(claims, clock):
@@ -178,7 +204,7 @@ def test_a_declaration_of_death_is_counted_as_a_change_of_the_lease(claims):
 def test_more_claims_than_one_statement_takes_are_read_told_and_fenced(app, claims):
     ids = tuple(f"t{number}" for number in range(2 * BATCH_SIZE + 1))
     claims.renew(lease_of("w1"))
-    with closing(sqlite3.connect(app.conf.result_backend.partition(":///")[2])) as connection:
+    with closing(sqlite3.connect(path_of(app))) as connection:
         statement = (
             "INSERT INTO celeriac_claim (task_id, holder, delivery, cancelled, fenced, at) VALUES (?, ?, ?, ?, ?, 1e12)"
         )
@@ -234,6 +260,21 @@ def test_a_worker_that_is_declared_dead_during_its_first_renewal_learns_of_it(cl
     assert claims.renew(lease_of("w1")) == DeclaredDead()
 
 
+def test_a_claim_that_is_made_while_the_one_before_it_is_fenced_is_not_fenced(claims, other, before):
+    assert isinstance(claim(other, "t", "w1"), Granted)
+    (stale,) = other.read(["t"]).values()
+    assert other.release("t", holder="w1")
+    before(claims, "select", lambda: claim(other, "t", "w1"))
+    assert claims.fence([stale]) == []
+
+
+def test_a_cancelled_task_whose_result_was_deleted_is_revoked_again(app, claims):
+    assert claims.cancel(["t"]) == ["t"]
+    app.backend.forget("t")
+    assert claims.cancel(["t"], unless_started=True) == ["t"]
+    assert app.backend.get_state("t") == states.REVOKED
+
+
 def test_a_task_that_is_released_while_it_is_cancelled_is_revoked(app, claims, other, before):
     claim(other, "t", "w1")
     before(claims, "update", lambda: other.release("t", holder="w1"))
@@ -255,7 +296,7 @@ def test_a_task_that_is_claimed_again_while_it_is_cancelled_is_cancelled_at_its_
 
 def test_tables_that_were_removed_are_made_again(app, claims):
     claims.renew(lease_of("w1"))
-    with closing(sqlite3.connect(app.conf.result_backend.partition(":///")[2])) as connection:
+    with closing(sqlite3.connect(path_of(app))) as connection:
         connection.executescript("DROP TABLE celeriac_lease; DROP TABLE celeriac_claim")
     assert claims.renew(lease_of("w1", running=("t",))) == Renewed()
     assert claims.leases()["w1"].lease == lease_of("w1", running=("t",))
@@ -270,3 +311,26 @@ def test_tables_that_another_process_makes_at_the_same_time_are_used(app, claims
 
     monkeypatch.setattr(database, "make_missing_tables", make_late)
     assert claims.renew(lease_of("w1")) == Renewed()
+
+
+def test_a_task_is_not_cancelled_if_its_result_cannot_be_read(app, claims):
+    app.backend.store_result("t", {}, states.STARTED)
+    with closing(sqlite3.connect(path_of(app))) as connection:
+        connection.execute("ALTER TABLE celery_taskmeta RENAME COLUMN status TO another")
+    with pytest.raises(OperationalError):
+        claims.cancel(["t"], unless_started=True)
+
+
+# — connections —
+
+
+def test_connections_are_closed_when_they_are_cut_and_at_the_end(app, claims):
+    def connections() -> list[str]:
+        return [file.path for file in psutil.Process().open_files() if file.path == path_of(app)]
+
+    claims.cut()
+    for end in (claims.cut, claims.cut, claims.close):
+        claims.check_writable()
+        assert connections()
+        end()
+        assert not connections()

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from celeriac.backend.claims.claim import CLAIM_KEPT, Lease, LeaseState
 from celeriac.backend.claims.redis import WRITE_CHECK_KEPT, RedisClaims
@@ -142,6 +143,18 @@ def test_a_call_under_way_ends_when_its_connection_is_cut(redis, claims):
     claims.cut()
     thread.join()
     assert isinstance(errors[0], RedisConnectionError)
+
+
+def test_a_server_that_refuses_reads_does_not_seem_to_have_no_leases(shared_redis, redis, claims, lease):
+    claims.renew(lease)
+    redis.acl_setuser("blind", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-hmget"])
+    try:
+        url = shared_redis.url.replace("redis://", "redis://blind:any@")
+        app = make_app(broker_url="memory://", result_backend=url)
+        with closing(app), closing(RedisClaims(app, timeout=2.0)) as blind, pytest.raises(ResponseError):
+            blind.leases()
+    finally:
+        redis.acl_deluser("blind")
 
 
 def test_an_unavailable_server_is_one_of_the_errors_of_claims():

@@ -365,4 +365,5 @@ def test_a_first_limit_is_refused_if_no_store_can_keep_it(broker, clock):
     executor = CeleryExecutor(Config(), publisher=broker, results=broker, revoker=broker, open_places=refuse)
     with pytest.raises(InvalidConfig, match="cannot keep limits"):
         executor.adjustments.change_limits(shared_limits={"queue_rates": {"net": "1/m"}}, parallelism=3)
+    executor.adjustments.change_limits(shared_limits={"queue_rates": {"net": None}})
     assert executor.adjustments.shared_limits == {}

@@ -286,7 +286,7 @@ def test_a_heartbeat_is_due_once_nothing_holds_back(executor, broker, clock):
     assert clock.now == before
 
 
-def test_runs_are_paused_as_a_whole_or_by_queue(executor, broker):
+def test_runs_are_paused_as_a_whole_or_by_queue(executor, broker, clock):
     for run in ("one", "two", "three"):
         executor.queue_command(RunKey(run, "a"), "true")
         executor.queue_command(RunKey(run, "b"), "true", queue="gpu")
@@ -300,6 +300,9 @@ def test_runs_are_paused_as_a_whole_or_by_queue(executor, broker):
     words = [executor.explain(RunKey(run, "b")).now.words.partition("; ")[2] for run in ("one", "two")]
     assert words == ["the run is paused by ada", "queue 'gpu' of the run is paused by bob"]
     assert executor.adjustments.pause_runs({})
+    before = clock.now
+    executor.wait(60.0)
+    assert clock.now == before
     executor.heartbeat()
     assert sent(broker)[3:] == ["one/a", "one/b", "two/b"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from random import Random
 from typing import Any
 
@@ -22,11 +22,11 @@ from celeriac.executor.lost_task_schedule import DELAY_AFTER_OUTAGE, LostTaskSch
 from celeriac.executor.pauses import Pause, Pauses
 from celeriac.executor.priority_queue import Entry
 from celeriac.executor.publish_retries import PublishRetries
-from celeriac.executor.requests import WaitReason
+from celeriac.executor.requests import CancelRequest, ExplainRequest, WaitReason, wait_of
 from celeriac.executor.stats import format_thread
 from celeriac.executor.stored_status import ended_status, in_milliseconds
 from celeriac.executor.thread_health import ThreadHealth
-from celeriac.executor.traced import with_variables
+from celeriac.executor.traced import with_caller, with_variables
 from celeriac.executor.tracker import Tracked
 from celeriac.ledger.owned_run import RunKey
 from celeriac.task.event import Event
@@ -306,7 +306,21 @@ def test_an_end_is_described_with_its_detail():
     assert " " in in_milliseconds(1e9)
 
 
+def test_only_a_request_to_cancel_waits():
+    assert [wait_of(request) for request in (CancelRequest(wait=5.0), ExplainRequest(name="k"))] == [5.0, 0.0]
+
+
 # — traces —
+
+
+class Traces:
+    """A sink of traces whose caller is in a span."""
+
+    def caller(self) -> Mapping[str, str]:
+        return {TRACEPARENT: "theirs"}
+
+    def variables(self, task_id: str, environment: Mapping[str, str]) -> None:
+        return None
 
 
 def test_a_task_gets_the_variables_of_a_trace_unless_it_has_its_own():
@@ -314,3 +328,4 @@ def test_a_task_gets_the_variables_of_a_trace_unless_it_has_its_own():
     assert with_variables(plain, {}) is plain
     assert with_variables(own, {TRACEPARENT: "theirs"}) is own
     assert with_variables(plain, {TRACEPARENT: "theirs"}).env == {"A": "1", TRACEPARENT: "theirs"}
+    assert with_caller(plain, Traces()).env == {"A": "1", TRACEPARENT: "theirs"}
