@@ -365,16 +365,27 @@ def test_each_has_an_event_if_the_ledger_records_each_end(broker, clock, channel
     assert sum(event.state is State.REVOKED for event in executor.get_event_buffer()) == 3
 
 
-def test_none_are_queued_while_the_executor_drains(executor):
+def test_tasks_of_several_queues_share_a_part(broker, clock, channel):
+    executor = executor_with(broker, clock, channel)
+    executor.accept_tasks(source_of([{"queue": queue} for queue in "ab" for _ in range(PART)]))
+    executor.heartbeat()
+    assert queued(executor) == PART
+
+
+def test_none_are_queued_while_the_executor_drains(executor, channel):
     executor.drain()
+    channel.ask(ExplainRequest(name="1"))
     executor.heartbeat()
     assert (queued(executor), executor.tasks_waiting) == (0, NUMBER)
 
 
-def test_only_the_last_ends_are_remembered_once_all_are_queued(broker, channel, clock, monkeypatch):
+@pytest.mark.parametrize("has_needs", [False, True])
+def test_only_the_last_ends_are_remembered_once_all_are_queued(broker, channel, clock, monkeypatch, has_needs):
     monkeypatch.setattr(dependencies, "MAX_REMEMBERED", 2)
     executor = executor_with(broker, clock, channel)
-    executor.accept_tasks(many(4))
+    fields = [{"needs": ("1",)} if has_needs and number == 4 else {} for number in range(1, 5)]
+    drafts = [Draft("true", number, each) for number, each in enumerate(fields, start=1)]
+    executor.accept_tasks(PlainJobs(drafts, [Task(key="any", command="true")], has_needs=has_needs).sources())
     assert len(ends_of(executor, broker, ())) == 4
     executor.queue_command("late", "true", needs=["4"])
     with pytest.raises(InvalidTask, match="ended long ago"):

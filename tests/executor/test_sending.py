@@ -180,6 +180,7 @@ def test_failures_are_counted(make, broker, clock):
     broker.leave_unsure("a", delivered=False)
     broker.refuse("b")
     queue(executor, "a", "b", "c", retries=1, retry_delay=100)
+    assert counted(executor, metrics.TASKS_QUEUED) == {("default",): 3}
     for _ in range(2):
         executor.heartbeat()
         clock.advance(60)

@@ -131,6 +131,14 @@ def test_a_dependant_waits_for_a_task_that_comes_next_and_for_one_that_is_taken_
     assert sent(broker) == ["z"]
 
 
+def test_a_dependant_of_a_task_that_has_failed_before_is_skipped(make):
+    executor = make()
+    dependant = UnfinishedTask(task("k", needs=("bad",)), State.WAITING, NOW)
+    executor.recovery.resume([dependant], ended={"bad": State.FAILED})
+    (event,) = executor.get_event_buffer()
+    assert (event.state, event.detail) == (State.SKIPPED, "needs 'bad', which failed")
+
+
 @pytest.mark.parametrize("state", [State.WAITING, State.QUEUED])
 def test_requests_find_a_task_that_is_taken_over_by_the_name_of_its_key(make, channel, state):
     executor = make(control_channel=channel)
