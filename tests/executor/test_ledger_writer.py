@@ -314,3 +314,15 @@ def test_nothing_is_kept_for_a_ledger_that_is_given_up():
     queue(writer, "c")
     assert writer.record_publishing([task("c")], 0.0, 99.0)
     assert (writer.tasks_unwritten, ledger.tries) == (0, 1)
+
+
+def test_a_ledger_is_given_up_with_more_unwritten_records_than_are_kept(monkeypatch):
+    monkeypatch.setattr(ledger_writer, "MAX_UNWRITTEN", 2)
+    ledger = NotedLedger(is_optional=True)
+    writer = writer_of(ledger)
+    ledger.error = LedgerUnavailable("ledger.db", "cannot be written")
+    queue(writer, "a")
+    for key, now, is_kept in (("b", 0.0, True), ("c", 99.0, False)):
+        writer.record_state(record(key), now)
+        assert writer.flush(now)
+        assert writer.is_enabled is is_kept
