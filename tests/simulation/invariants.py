@@ -251,13 +251,15 @@ class WatchedClaims:
     def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
         if not self._claims.declare_dead(holder, heartbeat_count):
             return False
-        now = self._history.world.now
-        silence = now - self._renewed_at.get(holder, float("-inf"))
-        if silence < LEASE_DURATION / CLOCK_ERROR:
+        now, renewed_at = self._history.world.now, self._renewed_at.get(holder, float("-inf"))
+        silence, shortest = now - renewed_at, LEASE_DURATION / CLOCK_ERROR
+        if silence < shortest:
             self._history.fail(f"a worker was declared dead {silence:.1f} s after its last renewal")
         store = self._history.store
         since = now - store.outage_ended
-        if store.outage_ended - store.outage_began > NOTICED_OUTAGE and since < RENEWED_WITHIN:
+        # The request may be from before the outage, and have been on its way since.
+        was_silent = store.outage_began - renewed_at >= shortest
+        if not was_silent and store.outage_ended - store.outage_began > NOTICED_OUTAGE and since < RENEWED_WITHIN:
             self._history.fail(f"a worker was declared dead {since:.1f} s after an outage of the store")
         self._dead.add(holder)
         return True
