@@ -314,11 +314,13 @@ def test_tables_that_another_process_makes_at_the_same_time_are_used(app, claims
 
 
 def test_a_task_is_not_cancelled_if_its_result_cannot_be_read(app, claims):
+    claim(claims, "claimed", "w1")
     app.backend.store_result("t", {}, states.STARTED)
     with closing(sqlite3.connect(path_of(app))) as connection:
         connection.execute("ALTER TABLE celery_taskmeta RENAME COLUMN status TO another")
     with pytest.raises(OperationalError):
         claims.cancel(["t"], unless_started=True)
+    assert tasks(app) == {"claimed"}
 
 
 # — connections —

@@ -19,6 +19,7 @@ from celeriac.executor.thread_health import ThreadHealth
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import State
 from celeriac.task.task import Secret, Task
+from celeriac.telemetry.telemetry import Telemetry
 from celeriac.testing import InMemoryBroker, ManualClock
 
 
@@ -724,6 +725,15 @@ def test_stats_and_debug_dump_show_each_task_in_flight_and_each_thread(broker, c
     assert lines[-1] == "thread t: round of 1.5 s"
     executor.drain()
     assert executor.stats().draining
+
+
+def test_an_executor_counts_in_the_telemetry_of_its_caller(broker, clock):
+    telemetry = Telemetry()
+    executor = CeleryExecutor(
+        Config(), publisher=broker, results=broker, revoker=broker, clock=clock, telemetry=telemetry
+    )
+    assert executor.telemetry is telemetry
+    assert executor_on(broker, clock).telemetry is not telemetry
 
 
 def test_a_command_is_a_string_or_a_list_of_arguments(broker, executor):

@@ -163,6 +163,20 @@ def test_a_history_begins_with_the_first_attempt_and_goes_on_with_the_next():
     assert (history.of_active("k"), history.of("k"), history.of("unknown")) == (None, active, None)
 
 
+def test_the_first_and_the_last_sends_of_a_task_are_kept(monkeypatch):
+    monkeypatch.setattr(history_module, "MAX_EVENTS", 2)
+    history = History()
+    entry = Entry(0, 0, 0, task_of("k"))
+    history.begin(entry)
+    kept_sends = []
+    for when in (1.0, 2.0, 3.0, 4.0):
+        history.note_send(entry, when)
+        active = history.of_active("k")
+        assert active is not None
+        kept_sends.append([sent_at for sent_at, _ in active.sends])
+    assert kept_sends == [[1.0], [1.0, 2.0], [1.0, 2.0, 3.0], [1.0, 3.0, 4.0]]
+
+
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_history_keeps_no_output(stream):
     plain_execution = Execution(host="h", exit_code=3)
