@@ -91,6 +91,7 @@ def test_a_task_that_was_recorded_and_not_sent_waits_for_the_next_executor(broke
     ledger = SilentLedger()
     executor = executor_with(ledger, broker, clock)
     executor.queue_command("first", "true")
+    assert executor.flush()
     ledger.is_silent = True
     executor.heartbeat()
     assert (broker.messages, executor.tasks_waiting) == ([], 1)

@@ -183,8 +183,8 @@ def test_failures_are_counted(make, broker, clock):
     assert counted(executor, metrics.TASKS_QUEUED) == {("default",): 3}
     for _ in range(2):
         executor.heartbeat()
+        assert counted(executor, metrics.PUBLISH_UNCONFIRMED) == {("default",): 1}
         clock.advance(60)
-    assert counted(executor, metrics.PUBLISH_UNCONFIRMED) == {("default",): 1}
     assert counted(executor, metrics.PUBLISH_RETRIES) == {("default",): 3}
     broker.start("c")
     executor.heartbeat()
@@ -195,6 +195,18 @@ def test_failures_are_counted(make, broker, clock):
     assert counted(executor, metrics.TASK_RETRIES) == {("default", "exit_code"): 1}
     executor.revoke_task("c")
     assert counted(executor, metrics.TASK_ENDS) == {("default", "revoked", "revoked"): 1}
+
+
+def test_a_task_that_may_not_be_sent_is_revoked_and_holds_back_none(make, broker):
+    executor = make()
+    executor.intake.ask_before_sending(lambda key: key != "no")
+    queue(executor, "no", "yes")
+    executor.heartbeat()
+    assert [(event.key, event.state) for event in executor.get_event_buffer()] == [
+        ("no", State.REVOKED),
+        ("yes", State.QUEUED),
+    ]
+    assert executor.slots_occupied == 1
 
 
 # — limits that a store keeps —
@@ -234,15 +246,15 @@ def test_an_unconfirmed_task_whose_place_is_refused_keeps_its_slot_and_asks_agai
 
 def test_a_heartbeat_is_due_when_a_refused_place_may_be_free(make, broker, clock):
     places = Places(clock)
-    executor = make(open_places=lambda: places, concurrency_limits={"db": 1})
     places.refuses_for = 15.0
-    queue(executor, "a", concurrency_key="db")
-    executor.heartbeat()
-    executor.heartbeat()
-    assert rest_of(executor, clock) == 15.0
-    executor.revoke_task("a")
-    executor.heartbeat()
-    assert rest_of(executor, clock) == 40.0
+    executors = [make(open_places=lambda: places, concurrency_limits={"db": 1}) for _ in range(2)]
+    for executor in executors:
+        queue(executor, "a", concurrency_key="db")
+        executor.heartbeat()
+    executors[0].revoke_task("a")
+    executors[1].heartbeat()
+    assert rest_of(executors[1], clock) == 15.0
+    assert rest_of(executors[0], clock) == 40.0
 
 
 def test_the_tasks_that_have_their_places_are_sent_without_the_one_that_is_refused(make, broker, clock):
