@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 from hypothesis import strategies as st
@@ -187,6 +188,30 @@ def test_tasks_of_rare_needs_share_a_heap(monkeypatch):
     assert queue.head() is None
     queue.push(tasks[3])
     assert queue.group_of_head(tasks[3]) == group_of(tasks[3])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tasks_keep_their_order_when_removed_entries_are_dropped(monkeypatch, seed):
+    monkeypatch.setattr(priority_queue, "MIN_DEAD_TO_CLEAN", 0)
+    queue, random = PriorityQueue(), Random(seed)
+    for key in range(200):
+        task = Task(key=key, command="true", priority=random.randrange(100))
+        if key % 2:
+            queue.push(task)
+        else:
+            queue.push_back(queue.place(task), not_before=float(task.priority))
+    for key in random.sample(range(200), 120):
+        queue.take(key)
+    assert queue.dead_entries <= 80
+    releases = []
+    while (release := queue.next_release(0.0)) is not None:
+        queue.release(release)
+        releases.append(release)
+    assert releases == sorted(set(releases))
+    ranks = [entry.rank for entry in drained(queue)]
+    assert (ranks, len(ranks)) == (sorted(ranks), 80)
+    with pytest.raises(UnknownTask):
+        queue.take(0)
 
 
 def head_key(queue: PriorityQueue) -> object:
