@@ -24,7 +24,7 @@ def age(path: Path, days: float) -> None:
     os.utime(path, (then, then))
 
 
-def left_folder(parent: Path, name: str = "celeriac-abcdefgh", *, days: float = 0) -> Path:
+def left_folder(parent: Path, name: str = f"{PREFIX}abcdefgh", *, days: float = 0) -> Path:
     folder = parent / name
     folder.mkdir()
     (folder / "k.err").write_text("why\n")
@@ -42,11 +42,10 @@ def test_an_empty_folder_is_removed_at_the_end_and_another_stays(parent):
 
 def test_only_old_folders_of_runs_are_removed(parent):
     old = left_folder(parent, days=91)
-    left_folder(parent, "celeriac-hgfedcba", days=89)
-    left_folder(parent, "celeriac-worker-abcdefgh", days=91)
-    left_folder(parent, "mine", days=91)
+    newer = left_folder(parent, f"{PREFIX}hgfedcba", days=89)
+    others = [left_folder(parent, name, days=91) for name in ("celeriac-worker-abcdefgh", "celeriac-frontend", "mine")]
     assert remove_old_folders(90 * DAY) == [old]
-    assert sorted(path.name for path in parent.iterdir()) == ["celeriac-hgfedcba", "celeriac-worker-abcdefgh", "mine"]
+    assert set(parent.iterdir()) == {newer, *others}
 
 
 def test_an_old_folder_with_a_file_that_is_still_written_stays(parent):
@@ -66,9 +65,10 @@ def test_the_folder_of_a_live_run_stays(parent):
 
 
 def test_nothing_else_is_removed(parent, tmp_path_factory):
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "celeriac-abcdefgh"
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / f"{PREFIX}abcdefgh"
     elsewhere.mkdir()
-    (parent / "celeriac-abcdefgh").symlink_to(elsewhere)
+    link = parent / elsewhere.name
+    link.symlink_to(elsewhere)
     assert not remove_folder(elsewhere)
-    assert not remove_folder(parent / "celeriac-abcdefgh")
+    assert not remove_folder(link)
     assert elsewhere.exists()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX = "celeriac-"
+PREFIX = "celeriac-output-"
 NAME = rf"{PREFIX}[a-z0-9_]{{8}}"
 
 
