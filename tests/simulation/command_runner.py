@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celeriac.worker.supervisor.connection import NO_GRACE
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor_client import SupervisorDied
 from tests.simulation.primitives import SimpleQueue, monotonic, sleep
@@ -58,7 +59,7 @@ class SimulatedRunner:
         supervisor = self._worker.supervisor()
         for task_id in list(self._reports):
             if request is None or request.id == task_id:
-                supervisor.stop(task_id, StopReason.SUPERSEDED)
+                supervisor.stop(task_id, StopReason.SUPERSEDED, NO_GRACE)
 
     def has_started(self, request: Any) -> bool:
         return True
