@@ -30,6 +30,7 @@ from celeriac.ledger.prepared import UPDATE_TASK_STATE
 from celeriac.ledger.resume import final_states
 from celeriac.ledger.run_pauses import pauses_of_submitted
 from celeriac.ledger.schema import CONTROL_REQUESTS, EARLIER_EVENTS, OWNERS, RUNS, SUBMITTED, TASKS, UNFINISHED
+from celeriac.ledger.statements import OF_RUN, OWNER
 from celeriac.log_lines import logger_for
 from celeriac.task.event import Event
 from celeriac.task.result import Reason
@@ -45,17 +46,16 @@ LOAD_TIMEOUT = 5.0  # seconds: the tasks in flight are searched among all unfini
 DELETE_REQUEST = delete(CONTROL_REQUESTS).where(
     CONTROL_REQUESTS.c.id == bindparam("request"), CONTROL_REQUESTS.c.asked == bindparam("made")
 )
-UPDATE_NUMBER = update(RUNS).where(RUNS.c.id == bindparam("of_run")).values(number=bindparam("last"))
+UPDATE_NUMBER = update(RUNS).where(RUNS.c.id == OF_RUN).values(number=bindparam("last"))
 
 # Built once: to build them for each look at the ledger took as long as the look itself.
-OF_OWNER, OF_RUN = bindparam("of_owner"), bindparam("of_run")
 SELECT_REQUESTS = (
     select(CONTROL_REQUESTS.c.id, RUNS.c.name, CONTROL_REQUESTS.c.key, CONTROL_REQUESTS.c.asked)
     .join(RUNS, RUNS.c.id == CONTROL_REQUESTS.c.run)
-    .where(RUNS.c.owner == OF_OWNER)
+    .where(RUNS.c.owner == OWNER)
     .order_by(CONTROL_REQUESTS.c.id)
 )
-SELECT_OTHER_OWNERS = select(OWNERS).where(OWNERS.c.id != OF_OWNER)
+SELECT_OTHER_OWNERS = select(OWNERS).where(OWNERS.c.id != OWNER)
 SELECT_IDLE_RUN = (
     select(RUNS.c.id)
     .where(SUBMITTED, or_(RUNS.c.owner.is_(None), RUNS.c.owner.not_in(bindparam("alive", expanding=True))))
@@ -63,14 +63,14 @@ SELECT_IDLE_RUN = (
 )
 LOCK_OWN_RUNS = (
     select(RUNS.c.id)
-    .where(RUNS.c.id.in_(bindparam("runs", expanding=True)), RUNS.c.owner == OF_OWNER)
+    .where(RUNS.c.id.in_(bindparam("runs", expanding=True)), RUNS.c.owner == OWNER)
     .order_by(RUNS.c.id)
     .with_for_update()
 )
 HAS_UNFINISHED = exists().where(TASKS.c.run == OF_RUN, UNFINISHED)
 END_RUN = (
     update(RUNS)
-    .where(RUNS.c.id == OF_RUN, RUNS.c.owner == OF_OWNER, ~HAS_UNFINISHED)
+    .where(RUNS.c.id == OF_RUN, RUNS.c.owner == OWNER, ~HAS_UNFINISHED)
     .values(ended=bindparam("when"), owner=None)
 )
 DELETE_REQUESTS = delete(CONTROL_REQUESTS).where(CONTROL_REQUESTS.c.run == OF_RUN, ~HAS_UNFINISHED)
@@ -186,7 +186,7 @@ class OwnedRuns:
 
     def _apply(self, connection: Connection, changes: Changes, last_number: int) -> None:
         # After a lost reply a run may have ended already, and another process may own it.
-        of_owner = {"runs": list(changes.runs), "of_owner": self._owner.id}
+        of_owner = {"runs": list(changes.runs), "owner_id": self._owner.id}
         ours = set(connection.execute(LOCK_OWN_RUNS, of_owner).scalars())
         UPDATE_TASK_STATE.execute_many(connection, [row for row in changes.records if row["of_run"] in ours])
         insert_rows(connection, EARLIER_EVENTS, [row for row in changes.events if row["run"] in ours])
@@ -222,7 +222,7 @@ class OwnedRuns:
         """Return the requests for this owner, and whether there are runs to take. Changes nothing."""
 
         def query(connection: Connection) -> PendingWork:
-            this_owner = {"of_owner": self._owner.id}
+            this_owner = {"owner_id": self._owner.id}
             requests = [ControlRequest(*row) for row in connection.execute(SELECT_REQUESTS, this_owner)]
             owners = connection.execute(SELECT_OTHER_OWNERS, this_owner).all()
             alive = [self._owner.id, *(owner.id for owner in owners if is_alive(connection, owner))]
@@ -340,7 +340,7 @@ def unfinished_task_of(run: OwnedRun, row: Any) -> UnfinishedTask:
 
 def end_if_done(connection: Connection, run: int, owner: int) -> None:
     """If all tasks of the run have ended, end the run, give it up, and delete its requests."""
-    connection.execute(END_RUN, {"of_run": run, "of_owner": owner, "when": time.time()})
+    connection.execute(END_RUN, {"of_run": run, "owner_id": owner, "when": time.time()})
     connection.execute(DELETE_REQUESTS, {"of_run": run})
 
 
