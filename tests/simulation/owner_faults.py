@@ -18,12 +18,13 @@ from tests.simulation.faults import (
     suspend_machine,
     terminate_worker,
 )
-from tests.simulation.times import Times
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
     from tests.simulation.owners import SimulatedServe
     from tests.simulation.scheduler import SimulatedScheduler
+
+LONGEST_STEP = 60.0  # seconds
 
 
 def living(history: History) -> list[SimulatedScheduler | SimulatedServe]:
@@ -68,10 +69,10 @@ def cut_owner(history: History) -> str | None:
 
 def step_clock(history: History) -> str | None:
     """Let the clock jump that leases are measured by. That of a file is the clock of its processes, too: it does not
-    jump where tasks have times."""
-    if history.owners.server.kind == "file" and any(isinstance(feature, Times) for feature in history.features):
+    jump where these may be wrong by less."""
+    if history.owners.server.kind == "file" and history.clock_error < LONGEST_STEP:
         return None
-    seconds = history.chance.choice((-1.0, 1.0)) * history.chance.uniform(0.5, 60.0)
+    seconds = history.chance.choice((-1.0, 1.0)) * history.chance.uniform(0.5, LONGEST_STEP)
     history.owners.step_clock(seconds)
     return f"the clock of the ledger jumps by {seconds:.1f} s"
 
