@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
-from celeriac.executor.capacity import Capacity
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import State
 from celeriac.testing import InMemoryBroker
+from tests.support.live_workers import Workers
 from tests.support.pushed import pushed_executor, queue
 
 
@@ -59,27 +57,12 @@ def test_a_task_that_no_receipt_has_confirmed_ends_at_once_where_workers_claim_n
     assert executor.tasks_in_flight == 1
 
 
-class Workers(Capacity):
-    """The live workers of a test."""
-
-    number = 3
-
-    def by_queue(self) -> Mapping[str, int]:
-        return {"default": self.number} if self.number else {}
-
-    def why_held(self, queue: str) -> None:
-        return None
-
-    def shares(self) -> None:
-        return None
-
-
 @pytest.mark.parametrize("workers_claim_tasks", [False, True])
 def test_a_cancelled_task_of_no_live_worker_ends_at_once_where_workers_claim_no_tasks(
     broker, clock, workers_claim_tasks
 ):
     """Expect that a worker may come back with a task that it has claimed."""
-    workers = Workers()
+    workers = Workers(3)
     executor = pushed_executor(broker, clock, capacity=workers)
     broker.obeys_revokes, broker.is_durable = False, workers_claim_tasks
     queue(executor, "k")

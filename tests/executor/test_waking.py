@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from celeriac.config.executor_config import Config
-from celeriac.executor.capacity import Capacity
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import UnfinishedTask
 from celeriac.task.result import Reason, Result
 from celeriac.task.state import State
 from celeriac.task.task import Task
 from celeriac.testing import ManualClock
+from tests.support.live_workers import Workers
 from tests.support.pushed import pushed_executor, queue, rest_of, sent
 
 
@@ -106,21 +106,6 @@ def test_a_heartbeat_is_due_for_a_task_that_has_become_more_urgent(make, broker,
     assert rest_of(executor, clock) == 0.0
     executor.heartbeat()
     assert sent(broker) == ["runs", "narrow"]
-
-
-class Workers(Capacity):
-    """The live workers of a test: none at first."""
-
-    number = 0
-
-    def by_queue(self) -> Mapping[str, int]:
-        return {"default": self.number} if self.number else {}
-
-    def why_held(self, queue: str) -> None:
-        return None
-
-    def shares(self) -> None:
-        return None
 
 
 def test_workers_are_looked_for_twice_a_second_while_tasks_wait_for_them(make, clock):
