@@ -61,16 +61,7 @@ def test_of_very_many_lost_attempts_the_latest_are_known(harness, monkeypatch):
 
 
 def test_a_late_result_of_a_lost_attempt_is_kept_if_results_are_kept(harness):
-    config = Config(delete_results=False)
-    harness.executor = CeleryExecutor(
-        config,
-        publisher=harness.broker,
-        results=harness.broker,
-        revoker=harness.broker,
-        lost_task_detector=harness.detector,
-        clock=harness.clock,
-        wall_clock=harness.clock,
-    )
+    harness.use(Config(delete_results=False))
     harness.queue("k")
     first = harness.broker.message("k").message_id
     harness.lose("k")
@@ -212,15 +203,7 @@ def test_tasks_are_searched_for_at_intervals_only_while_changes_are_pushed_witho
 def outputs(harness: Harness) -> Outputs:
     outputs = Outputs()
     harness.broker.outputs = outputs  # type: ignore[attr-defined]
-    harness.executor = CeleryExecutor(
-        Config(),
-        publisher=harness.broker,
-        results=harness.broker,
-        revoker=harness.broker,
-        lost_task_detector=harness.detector,
-        clock=harness.clock,
-        wall_clock=harness.clock,
-    )
+    harness.use(Config())
     return outputs
 
 

@@ -53,8 +53,12 @@ class Harness:
         self.broker = InMemoryBroker(self.clock)
         self.broker.obeys_revokes = False
         self.detector = ScriptedDetector()
+        self.use(Config(parallelism=4))
+
+    def use(self, config: Config) -> None:
+        """Go on with an executor that has this configuration."""
         self.executor = CeleryExecutor(
-            Config(parallelism=4),
+            config,
             publisher=self.broker,
             results=self.broker,
             revoker=self.broker,
