@@ -212,7 +212,8 @@ def test_a_task_is_not_skipped_because_of_another_that_is_late_too(executor, clo
     assert {reason for _, _, reason in ends(executor)} == {Reason.DEADLINE}
 
 
-def test_a_running_task_goes_on_after_its_deadline(executor, broker, clock):
+def run_past_the_deadline(executor, broker, clock):
+    """Start a task, and let its deadline pass."""
     executor.queue_command("a", "true", deadline=NOW + 30)
     executor.heartbeat()
     broker.start("a")
@@ -220,6 +221,10 @@ def test_a_running_task_goes_on_after_its_deadline(executor, broker, clock):
     clock.advance(60)
     executor.heartbeat()
     assert broker.revoked == []
+
+
+def test_a_running_task_goes_on_after_its_deadline(executor, broker, clock):
+    run_past_the_deadline(executor, broker, clock)
     broker.succeed("a")
     executor.heartbeat()
     assert ends(executor) == [("a", State.SUCCESS, None)]
@@ -236,13 +241,7 @@ def test_explain_says_that_a_late_task_is_cancelled_if_that_is_asked_for(executo
 
 
 def test_a_task_that_its_worker_returns_after_the_deadline_is_revoked(executor, broker, clock):
-    executor.queue_command("a", "true", deadline=NOW + 30)
-    executor.heartbeat()
-    broker.start("a")
-    executor.heartbeat()
-    clock.advance(60)
-    executor.heartbeat()
-    assert broker.revoked == []
+    run_past_the_deadline(executor, broker, clock)
     broker.put(broker.message("a").message_id, Result(State.QUEUED))
     executor.heartbeat()
     executor.heartbeat()
