@@ -94,10 +94,27 @@ def test_a_heartbeat_ends_the_suspicion(watch):
     assert watch.suspected == []
 
 
-def test_the_count_decides_and_not_the_content(watch):
+def test_what_a_worker_reports_is_no_heartbeat(watch):
     watch.poll({"w": record(7, number=1)})
     for number in range(12):
-        watch.poll({"w": record(7, number=number)})
+        watch.poll({"w": record(7, number=1, running=(f"task-{number}",))})
+    assert watch.expired == ["w"]
+
+
+def test_a_renewal_counts_that_a_failover_gave_the_count_of_a_lost_one(watch):
+    watch.poll({"w": record(7, number=3)})  # lost in the failover
+    watch.poll({"w": record(7, number=4)}, after=MAX_POLL_GAP - POLL)
+    watch.poll_for(LEASE_DURATION - POLL, {"w": record(7, number=4)})
+    assert watch.expired == []
+    watch.poll({"w": record(7, number=4)})
+    assert watch.expired == ["w"]
+
+
+def test_a_worker_with_a_malformed_report_renews_by_its_count(watch):
+    for count in range(1, 15):
+        watch.poll({"w": LeaseRecord(None, count, LeaseState.LIVE)})
+    assert watch.expired == []
+    watch.poll_for(LEASE_DURATION, {"w": LeaseRecord(None, count, LeaseState.LIVE)})
     assert watch.expired == ["w"]
 
 

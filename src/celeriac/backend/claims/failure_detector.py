@@ -3,9 +3,9 @@
     leases, time ─► FailureDetector ─► suspected: no heartbeat for `SUSPECT_AFTER`
                                    └─► expired: none for `LEASE_DURATION`; to be declared dead in the store
 
-A renewed lease shows a higher count of heartbeats. So silence is measured by this process's own clock, and only while
-its polls succeed: after a gap between polls, and after polls that failed, every worker gets a full lease again. A poll
-also fails if a worker is silent and the store refuses writes.
+A renewed lease shows another count of heartbeats, and another number of the worker's own. So silence is measured by
+this process's own clock, and only while its polls succeed: after a gap between polls, and after polls that failed,
+every worker gets a full lease again. A poll also fails if a worker is silent and the store refuses writes.
 
 There is no I/O here, and no thread; `LeaseMonitor` has both.
 """
@@ -55,6 +55,12 @@ class Expired:
     """Seconds without a heartbeat."""
 
 
+def renewal_of(record: LeaseRecord) -> tuple[int, int | None]:
+    """Return what is another value after each renewal, also after a failover of the store that has lost one: then the
+    next renewal has the count of the lost one."""
+    return record.heartbeat_count, record.lease.number if record.lease is not None else None
+
+
 class FailureDetector:
     """All times are seconds on one monotonic clock."""
 
@@ -82,7 +88,7 @@ class FailureDetector:
                 self._watched[holder] = previous
                 continue
             # Who declares a worker dead raises its count, too.
-            is_renewed = record.state is LeaseState.LIVE and previous.record.heartbeat_count != record.heartbeat_count
+            is_renewed = record.state is LeaseState.LIVE and renewal_of(previous.record) != renewal_of(record)
             heartbeat_at = now if is_renewed or is_restart else previous.heartbeat_at
             self._watched[holder] = WatchedLease(record, heartbeat_at, previous.has_renewed or is_renewed)
         self._missing = {
