@@ -8,7 +8,7 @@ from celeriac.worker.supervisor.connection import NO_GRACE
 from celeriac.worker.supervisor.messages import CommandReport, CommandRequest, StopReason
 from celeriac.worker.supervisor_client import SupervisorDied
 from tests.simulation.primitives import SimpleQueue, monotonic, sleep
-from tests.simulation.supervisor import WORKER_GONE_GRACE
+from tests.simulation.supervisor import WORKER_GONE_GRACE, Supervisor
 
 if TYPE_CHECKING:
     from tests.simulation.worker import SimulatedWorker
@@ -20,15 +20,15 @@ class SimulatedRunner:
     def __init__(self, worker: SimulatedWorker) -> None:
         self._worker = worker
         self._revoked: set[str] = set()
-        self._reports: dict[str, SimpleQueue] = {}
+        self._reports: dict[str, tuple[Supervisor, SimpleQueue]] = {}
         self.is_closed = False
 
     def run(self, request: CommandRequest) -> CommandReport | None:
         if request.id in self._revoked or self.is_closed:
             self._revoked.discard(request.id)
             return None
-        report = self._reports[request.id] = SimpleQueue()
-        supervisor = self._worker.supervisor()
+        supervisor, report = self._worker.supervisor(), SimpleQueue()
+        self._reports[request.id] = supervisor, report
         supervisor.start(request, report)
         if not supervisor.process.is_alive:
             report.put(None)
@@ -40,9 +40,10 @@ class SimulatedRunner:
             raise SupervisorDied
         return answer
 
-    def supervisor_died(self) -> None:
-        for report in self._reports.values():
-            report.put(None)
+    def supervisor_died(self, supervisor: Supervisor) -> None:
+        for owner, report in self._reports.values():
+            if owner is supervisor:
+                report.put(None)
 
     # — the worker's `PoolControl` —
 

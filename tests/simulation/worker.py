@@ -135,7 +135,7 @@ class SimulatedWorker:
         for run in list(supervisor.runs.values()):
             self.history.invariants.command_ended(run)
         if self.process.is_alive:
-            self.process.spawn(self._runner.supervisor_died, name="supervisor died")
+            self.process.spawn(self._runner.supervisor_died, supervisor, name="supervisor died")
 
     # — the process —
 
