@@ -201,9 +201,10 @@ class SessionDriver:
                 self._session.begin_look(now)
                 self._look(now)
                 line = self._session.record_success(now)
-            if (run := self._session.run_to_load(now)) is not None:
+            began = time.monotonic()  # the look may have waited for the ledger
+            if (run := self._session.run_to_load(began)) is not None:
                 self._load(run)
-                self._session.record_load(now, time.monotonic(), has_waiting_tasks=bool(self._executor.tasks_waiting))
+                self._session.record_load(began, time.monotonic(), has_waiting_tasks=bool(self._executor.tasks_waiting))
         except LedgerUnavailable as error:
             line = self._session.record_failure(now, describe_error(error))
         if line is not None:
