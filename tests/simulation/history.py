@@ -368,6 +368,7 @@ def kill_all(history: History) -> None:
             worker.supervisor_process.kill()
     with suppress(NoRest):
         history.world.run(history.world.now)
+    history.world.close()
 
 
 logging.getLogger("celeriac").setLevel(logging.CRITICAL)

@@ -109,6 +109,7 @@ def run_seeds(seeds: Sequence[int], how: How) -> Totals:
     totals.cpu_seconds = time.process_time() - began
     sys.settrace(None)
     gc.collect()
+    gc.freeze()  # some objects of histories stay for ever: the next collection does not look at them again
     totals.arcs, decisions.arcs = decisions.arcs, set()
     return totals
 

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 from tests.simulation import decisions
 
@@ -45,6 +45,9 @@ class World:
         """The thread that runs now; None between two events."""
 
         self.hub = getcurrent()
+        self.idle: list[greenlet] = []
+        """Those whose thread has ended, for other threads: a new one costs more than a switch."""
+
         self._events: list[tuple[float, int, SimThread | None, Any]] = []
         """Each: its time, its number, and a thread with the turn in which it goes on, or None with an action."""
 
@@ -76,7 +79,7 @@ class World:
                 action, argument = what
                 action(argument)
             elif thread.may_resume(what):
-                thread.glet.switch()
+                thread.go_on()
                 self.current = None
         if may_stop and self.is_stopped:
             return True
@@ -99,10 +102,15 @@ class World:
             self.steps += 1
             if thread.may_resume(turn):
                 if thread is not this:
-                    thread.glet.switch()
+                    thread.go_on()
                 return
         self.current = None
         self.hub.switch()
+
+    def close(self) -> None:
+        """End what is idle, once all processes have ended: the memory of a suspended greenlet is never freed."""
+        for idle in self.idle:
+            idle.throw(GreenletExit)
 
     def moment(self) -> float:
         """Return a time that has just not come yet."""
@@ -165,21 +173,31 @@ class Process:
         self.threads.clear()
 
 
+def run_threads(thread: SimThread) -> None:
+    """Run one thread after the other, in one greenlet."""
+    world = thread.process.world
+    while True:
+        thread.run()
+        world.idle.append(getcurrent())
+        thread = world.hub.switch()
+
+
 class SimThread:
     """A thread of a process."""
 
-    __slots__ = ("_waiting", "_woken", "args", "ended", "function", "glet", "locals", "name", "process", "turn")
+    __slots__ = ("_glet", "_woken", "args", "ended", "function", "locals", "name", "process", "turn")
 
     def __init__(self, process: Process, function: Callable[..., object], args: Any, name: str) -> None:
         self.process, self.function, self.args, self.name = process, function, args, name
-        self.glet = greenlet(self._run, process.world.hub)
+        self._glet: greenlet | None = None
         self.turn = 0
         """Grows when it goes on: an event that was meant for an earlier wait has no effect."""
 
         self.ended = self._woken = False
         self.locals: dict[int, dict[str, Any]] = {}
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Run from the start to the end."""
         decisions.trace()
         try:
             self.function(*self.args)
@@ -187,6 +205,15 @@ class SimThread:
             pass
         finally:
             self.ended = True
+
+    def go_on(self) -> None:
+        """Start, or run on until the next wait."""
+        if self._glet is not None:
+            self._glet.switch()
+            return
+        world = self.process.world
+        self._glet = world.idle.pop() if world.idle else greenlet(run_threads, world.hub)
+        self._glet.switch(self)
 
     def wait(self, seconds: float | None) -> bool:
         """Wait until `wake`, or for some seconds of this process's clock. Return whether it was woken.
@@ -225,8 +252,8 @@ class SimThread:
 
     def end(self) -> None:
         """End it, in the hub, because its process was killed."""
-        if not self.ended and self.glet:
+        if not self.ended and self._glet is not None:
             self.process.world.current = self
-            self.glet.throw(ProcessKilled)
+            self._glet.throw(ProcessKilled)
             self.process.world.current = None
         self.ended = True
