@@ -27,7 +27,7 @@ from tests.simulation.owned_ledger import LedgerServer, SimulatedStore
 from tests.simulation.owner_watch import LedgerWatch
 from tests.simulation.parts import ClusterParts
 from tests.simulation.primitives import here, sleep
-from tests.simulation.world import EPOCH, Process
+from tests.simulation.world import Process
 
 if TYPE_CHECKING:
     from tests.simulation.history import History
@@ -258,18 +258,14 @@ def stand_ins(history: Callable[[], History]) -> dict[str, Any]:
 
     def start_of(pid: int) -> float | None:
         processes = (scheduler.process for scheduler in history().schedulers)
-        return next((started(each) for each in processes if each.pid == pid and each.is_alive), None)
-
-    def started(process: Process) -> float:
-        """Return when a process has started, by the clock that may have jumped meanwhile."""
-        return EPOCH + history().owners.server.clock_offset + process.created_at
+        return next((each.created_at for each in processes if each.pid == pid and each.is_alive), None)
 
     return {
         "celeriac.ledger.owner.is_sqlite": lambda _: history().owners.server.kind == "file",
         "celeriac.ledger.owner.database_time": lambda _: history().owners.server.time(),
         "celeriac.ledger.owner.this_machine": this_machine,
         "celeriac.ledger.owner.start_of": start_of,
-        "celeriac.ledger.owner.start_of_this_process": lambda: started(here().process),
+        "celeriac.ledger.owner.start_of_this_process": lambda: here().process.created_at,
         "celeriac.runs.service.DailyLimits": NoService,
         "celeriac.runs.service.ServiceNotices": NoService,
         "celeriac.runs.service.ServiceSchedules": NoService,

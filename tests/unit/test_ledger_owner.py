@@ -7,8 +7,12 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import psutil
+import pytest
+
+from celeriac.ledger import owner
 from celeriac.ledger.liveness import Machine, is_alive, owner_label
-from celeriac.ledger.owner import start_of, this_machine
+from celeriac.ledger.owner import start_of, start_of_this_process, this_machine
 
 HERE = Machine("here", "boot-1/100")
 NOW = 1_000.0
@@ -71,6 +75,19 @@ def test_the_start_of_a_process_is_known_until_it_ends() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
         assert start_of(process.pid) is None
+
+
+def test_the_start_of_a_process_stays_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, before = start_of_this_process(), start_of(os.getpid())
+    boot = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 60)  # what the kernel tells after a step of 60 s
+    assert psutil.Process().create_time() > boot + own + 59
+    assert own == before == start_of_this_process() == start_of(os.getpid())
+
+
+def test_without_proc_the_system_tells_the_start_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, "seconds_from_boot", lambda process: None)
+    assert start_of_this_process() == start_of(os.getpid()) == psutil.Process().create_time()
 
 
 def test_a_machine_is_the_same_at_each_look() -> None:

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from celeriac.ledger.statement import AnyConnection
 
 PID_NAMESPACE = Path("/proc/self/ns/pid")
-OWN_STATUS, SYSTEM_STATUS = Path("/proc/self/stat"), Path("/proc/stat")
-START_FIELD = 19  # of `OWN_STATUS`, counted from the name of the program: ticks from the boot to the start
+START_FIELD = 19  # of /proc/PID/stat, counted from the name of the program: ticks from the boot to the start
 
 
 class Owner:
@@ -100,26 +99,40 @@ def database_time(connection: AnyConnection) -> float:
 
 
 def start_of(pid: int) -> float | None:
-    """Return the start time of a process of this machine, in seconds since the epoch. None if it has ended."""
+    """Return the start time of a process of this machine, as `seconds_from_boot` has it. None if it has ended."""
     import psutil  # late: a new run need not know the start of another process
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        started = seconds_from_boot(str(pid))
+        return process.create_time() if started is None else started
     except psutil.NoSuchProcess:
         return None
 
 
 def start_of_this_process() -> float:
-    """Return the start time of this process, in seconds since the epoch, as `start_of` does."""
-    try:
-        ticks = int(OWN_STATUS.read_bytes().rpartition(b")")[2].split()[START_FIELD])
-        boot = next(line for line in SYSTEM_STATUS.read_bytes().splitlines() if line.startswith(b"btime "))
-        return ticks / os.sysconf("SC_CLK_TCK") + int(boot.split()[1])
-    except (OSError, StopIteration):  # not Linux, or no /proc
+    """Return the start time of this process, as `start_of` does."""
+    started = seconds_from_boot("self")
+    if started is None:
         import psutil  # late: to import it takes longer than to record a run
 
         return psutil.Process().create_time()
+    return started
+
+
+def seconds_from_boot(process: str) -> float | None:
+    """Return the seconds from the boot to the start of a process in /proc. None where the system has no such file.
+
+    A step of the clock changes the seconds since the epoch that are told of the start of a process: a live owner would
+    count as dead.
+    """
+    try:
+        status = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(status.rpartition(b")")[2].split()[START_FIELD]) / os.sysconf("SC_CLK_TCK")
 
 
 def this_machine() -> Machine:

@@ -51,7 +51,7 @@ OWNERS = Table(
     Column("host", String(255), nullable=False),
     Column("boot_id", String(64), nullable=False),
     Column("pid", Integer, nullable=False),
-    Column("process_started", EPOCH_SECONDS, nullable=False),
+    Column("process_started", Float(53), nullable=False),  # seconds from the boot, or since the epoch: see `owner`
     Column("until", EPOCH_SECONDS, nullable=False),
     sqlite_autoincrement=True,  # an id is never used twice, even after its row is deleted
 )
