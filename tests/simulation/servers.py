@@ -116,7 +116,7 @@ class Store(Server):
         """The change feeds of the executors; each gets the id of every result that is stored."""
 
         self.ended: dict[str, State] = {}
-        """The ids of which a final result was ever stored."""
+        """The ids of which a final result was ever stored: with SUCCESS if one was, which a failover may have lost."""
 
         self.on_success: Callable[[str], None] = lambda task_id: None
         """Called with the id of each attempt whose success is stored while its claim is good."""
@@ -127,7 +127,7 @@ class Store(Server):
         if self._keeps_success and isinstance(stored, Result) and stored.state is State.SUCCESS:
             return
         self.results[task_id] = result
-        if result.state.is_final:
+        if result.state.is_final and not self.has_success_of(task_id):
             self.ended[task_id] = result.state
         entry = self.claims._entries.get(task_id)  # none if a failover has lost the claim
         if result.state is State.SUCCESS and (entry is None or not entry.fenced):
