@@ -99,6 +99,9 @@ class SilenceMonitor:
         self._orphans: dict[psutil.Process, float] = {}
         """Tasks whose supervisor is dead, and when that was seen."""
 
+        self._seen: dict[str, psutil.Process] = {}
+        """The tasks by their markers. A step of the clock changes the start times that the system tells."""
+
         self._term_sent_at: dict[psutil.Process, float] = {}
         self._lease = LeasePolicy(oversleep_limit=OVERSLEEP_LIMIT)
 
@@ -139,12 +142,19 @@ class SilenceMonitor:
         for marker in self._markers.glob(task_marker(self._markers, "*", "*").name):
             _, child, task = marker.name.split("-")
             with suppress(psutil.NoSuchProcess, FileNotFoundError):
-                process = psutil.Process(int(task))
-                is_same = abs(process.create_time() - marker.stat().st_mtime) < MAX_MARKER_DELAY
-                if is_same and process.status() != psutil.STATUS_ZOMBIE:
+                process = self._seen.get(marker.name) or psutil.Process(int(task))
+                if self._is_of(marker, process) and process.status() != psutil.STATUS_ZOMBIE:
+                    self._seen[marker.name] = process
                     yield process, int(child)
                     continue
+            self._seen.pop(marker.name, None)
             marker.unlink(missing_ok=True)
+
+    def _is_of(self, marker: Path, process: psutil.Process) -> bool:
+        """Return whether this process has made the marker, and still runs."""
+        if marker.name in self._seen:
+            return process.is_running()
+        return bool(abs(process.create_time() - marker.stat().st_mtime) < MAX_MARKER_DELAY)
 
     def _is_child(self, pid: int) -> bool:
         """Return whether this is a living child of the living worker."""
