@@ -9,7 +9,7 @@ from celeriac.executor.executor import CeleryExecutor
 from celeriac.task.task import TaskKey
 from celeriac.testing import InMemoryBroker, ManualClock
 
-PARTS = ("capacity", "open_places")
+PARTS = ("capacity", "open_places", "revoker")
 
 
 def pushed_executor(broker: InMemoryBroker, clock: ManualClock, **settings: Any) -> CeleryExecutor:
@@ -20,10 +20,9 @@ def pushed_executor(broker: InMemoryBroker, clock: ManualClock, **settings: Any)
         Config(**{"parallelism": 2, "reconcile_interval_pushed": 10_000, **settings}),
         publisher=broker,
         results=broker,
-        revoker=broker,
         clock=clock,
         wall_clock=clock,
-        **parts,
+        **{"revoker": broker, **parts},
     )
     executor.sync()
     return executor

@@ -96,7 +96,7 @@ class Config(Struct, frozen=True, kw_only=True):
 
     search_interval: float = 30.0
     """Seconds between two scans for lost tasks: sent tasks that have not ended and that no broker or worker has. After
-    an outage a scan follows soon."""
+    an outage a scan follows soon. A cancelled task that has not ended is cancelled again as often."""
 
     delete_results: bool = True
     """Whether the stored result of a task may be deleted after its last event was taken. Set it to False if another

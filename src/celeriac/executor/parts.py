@@ -75,10 +75,11 @@ class ExecutorParts(Struct, frozen=True, kw_only=True):
 
     def end_unstarted(self, now: float) -> None:
         """End the tasks whose deadlines have passed, the lost ones that are not sent again, and the cancelled ones that
-        no worker can report."""
+        no worker can report. Cancel again what has not ended."""
         self.revocation.end_overdue()
         self.revocation.end_lost()
         self.revocation.end_unserved(now)
+        self.revocation.repeat(now)
 
 
 def compose(
@@ -132,7 +133,12 @@ def compose(
         lost_task_schedule=schedule,
         outputs=getattr(results, "outputs", None),
     )
-    revocation = Revocation(lifecycle=lifecycle, result_handler=result_handler, revoker=revoker)
+    revocation = Revocation(
+        lifecycle=lifecycle,
+        result_handler=result_handler,
+        revoker=revoker,
+        repeat_interval=config.search_interval,
+    )
     dispatcher = Dispatcher(
         lifecycle=lifecycle,
         config=config,

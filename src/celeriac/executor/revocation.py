@@ -23,8 +23,15 @@ logger = logger_for(__name__)
 class Revocation:
     """Asks workers to drop or stop tasks."""
 
-    def __init__(self, *, lifecycle: TaskLifecycle, result_handler: ResultHandler, revoker: Revoker) -> None:
+    def __init__(
+        self, *, lifecycle: TaskLifecycle, result_handler: ResultHandler, revoker: Revoker, repeat_interval: float
+    ) -> None:
+        """`repeat_interval` is in seconds: see `repeat`."""
         self._lifecycle, self._result_handler, self._revoker = lifecycle, result_handler, revoker
+        self._repeat_interval = repeat_interval
+        self._next_repeat = float("-inf")
+        self._cancelled: Collection[str] = ()
+        """The ids of the cancelled tasks that were in flight at the last `repeat`."""
 
     def revoke(self, batch: Collection[Tracked]) -> None:
         """Revoke tasks in flight, started or not."""
@@ -89,6 +96,25 @@ class Revocation:
                 self._lifecycle.change_state(tracked, State.REVOKED, Reason.REVOKED, detail)
             else:
                 self._lifecycle.change_state(tracked, State.FAILED, Reason.LOST, detail)
+
+    def repeat(self, now: float) -> None:
+        """Cancel again the tasks that were cancelled at least `repeat_interval` ago and are still in flight.
+
+        A failover of the result backend may have lost that they were cancelled. Then the command of one would go on,
+        and one that was not sent would never end. Cancelling twice has no other effect.
+        """
+        if not self._revoker.is_durable or now < self._next_repeat:
+            return
+        self._next_repeat = now + self._repeat_interval
+        cancelled = {
+            tracked.task.message_id: tracked
+            for tracked in self._lifecycle.tracker
+            if tracked.revoking or tracked.task.key in self._lifecycle.unstarted_cancels
+        }
+        again = [tracked for task_id, tracked in cancelled.items() if task_id in self._cancelled]
+        self._cancelled = frozenset(cancelled)
+        self._send_revokes([tracked for tracked in again if tracked.revoking])
+        self._send_revokes([tracked for tracked in again if not tracked.revoking], unless_started=True)
 
     def _cancel(self, unstarted: Collection[Tracked]) -> None:
         """Revoke tasks unless they have started."""
