@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from celeriac.backend.claims.claim import Claim, Granted, Lease
+from celeriac.backend.claims.claim import Claim, Granted, Lease, LeaseRecord, LeaseState
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.backend.claims.memory import MemoryClaims
 from celeriac.cluster.lost_tasks.claim_check import NOT_RUNNING, ClaimCheck
@@ -137,3 +137,39 @@ def test_renewals_of_another_worker_do_not_count(place):
     place.unclaimed("a")
     place.unclaimed("a")
     assert place.details() == []
+
+
+def test_a_renewal_that_was_on_its_way_for_long_shows_nothing(place):
+    """Expect that it has replaced later ones, and that the leases of the monitor are older than that."""
+    place.renew(14)
+    place.renew_unseen(35, "a")
+    place.claim("a")
+    place.renew_unseen(10)
+    for _ in range(3):
+        assert place.unclaimed("a", "unclaimed") == ["unclaimed"]
+    place.renew(36, "a")
+    place.unclaimed("a")
+    assert place.details() == []
+
+
+def test_a_task_is_lost_although_the_first_renewal_without_it_was_on_its_way_for_long(place):
+    place.renew(14)
+    place.claim("a")
+    place.renew_unseen(10)
+    place.unclaimed("a")
+    place.renew(15)
+    place.unclaimed("a")
+    assert place.details() == [("a", NOT_RUNNING)]
+
+
+def test_a_malformed_lease_shows_nothing(place):
+    place.renew(1)
+    place.claim("a")
+    place.store._leases["w"] = LeaseRecord(None, 2, LeaseState.LIVE)
+    place.unclaimed("a")
+    place.renew(100)
+    place.unclaimed("a")
+    assert place.details() == []
+    place.renew(102)
+    place.unclaimed("a")
+    assert place.details() == [("a", NOT_RUNNING)]

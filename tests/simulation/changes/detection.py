@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celeriac.backend.claims import failure_detector
-from celeriac.backend.claims.claim import Claim
+from celeriac.backend.claims.claim import Claim, LeaseRecord
 from celeriac.backend.claims.failure_detector import SUSPECT_AFTER, FailureDetector
 from celeriac.cluster.lost_tasks.claim_check import ClaimCheck
 from celeriac.executor.lost_task_schedule import LostTaskSchedule
@@ -26,8 +26,8 @@ def poll_without_scan(schedule: LostTaskSchedule, in_flight: Any, now: float) ->
     return schedule._detector.take_lost()
 
 
-def orphaned_at_first_look(check: ClaimCheck, claim: Claim, number: int | None) -> bool:
-    return number is not None or REAL_IS_ORPHANED(check, claim, number)
+def orphaned_at_first_look(check: ClaimCheck, claim: Claim, renewal: LeaseRecord | None) -> bool:
+    return renewal is not None or REAL_IS_ORPHANED(check, claim, renewal)
 
 
 change(

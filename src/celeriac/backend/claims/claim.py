@@ -102,9 +102,18 @@ class LeaseRecord(Struct, frozen=True):
     """None if the worker was declared dead before it had a lease."""
 
     heartbeat_count: int
-    """Grows with each renewal. A watcher compares counts, and so needs only its own clock."""
+    """Grows with each renewal that is stored. A watcher compares counts, and so needs only its own clock."""
 
     state: LeaseState
+
+    @property
+    def number(self) -> int | None:
+        """The number that the worker gave to this renewal; None if its report is malformed, or if it has none.
+
+        A renewal may be stored late, after later ones. And after a failover of the store, a renewal may have the count
+        of one that was lost. So it takes both to tell what is new.
+        """
+        return self.lease.number if self.lease is not None else None
 
 
 class Claim(Struct, frozen=True):

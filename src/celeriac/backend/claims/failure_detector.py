@@ -55,10 +55,8 @@ class Expired:
     """Seconds without a heartbeat."""
 
 
-def renewal_of(record: LeaseRecord) -> tuple[int, int | None]:
-    """Return what is another value after each renewal, also after a failover of the store that has lost one: then the
-    next renewal has the count of the lost one."""
-    return record.heartbeat_count, record.lease.number if record.lease is not None else None
+def is_other_renewal(first: LeaseRecord, second: LeaseRecord) -> bool:
+    return (first.heartbeat_count, first.number) != (second.heartbeat_count, second.number)
 
 
 class FailureDetector:
@@ -88,7 +86,7 @@ class FailureDetector:
                 self._watched[holder] = previous
                 continue
             # Who declares a worker dead raises its count, too.
-            is_renewed = record.state is LeaseState.LIVE and renewal_of(previous.record) != renewal_of(record)
+            is_renewed = record.state is LeaseState.LIVE and is_other_renewal(previous.record, record)
             heartbeat_at = now if is_renewed or is_restart else previous.heartbeat_at
             self._watched[holder] = WatchedLease(record, heartbeat_at, previous.has_renewed or is_renewed)
         self._missing = {
@@ -155,6 +153,10 @@ class FailureDetector:
     def live(self) -> list[Lease]:
         """Return the leases of workers that may be alive."""
         return [lease for lease, watched in self._known() if watched.is_live]
+
+    def live_records(self) -> list[LeaseRecord]:
+        """Return the records of these leases."""
+        return [watched.record for _, watched in self._known() if watched.is_live]
 
     def suspected(self, now: float) -> list[Lease]:
         """Return the leases of workers that are dead, or may be: silent for `SUSPECT_AFTER`."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from celeriac.backend.claims.claim import Claims, Lease
+from celeriac.backend.claims.claim import Claims, Lease, LeaseRecord
 from celeriac.backend.claims.failure_detector import Expired, FailureDetector
 from celeriac.backend.claims.stored import printable
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
@@ -84,6 +84,11 @@ class LeaseMonitor:
         """Return the leases of workers that may be alive."""
         with self._lock:
             return self._detector.live()
+
+    def live_records(self) -> list[LeaseRecord]:
+        """Return the records of these leases, as of the last poll, which may take long."""
+        with self._lock:
+            return self._detector.live_records()
 
     def names(self) -> frozenset[str]:
         """Return the names of workers that have a lease, or had one a moment ago."""

@@ -7,9 +7,9 @@ the task, and no result is stored.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
-from celeriac.backend.claims.claim import Claim, Lease
+from celeriac.backend.claims.claim import Claim, Lease, LeaseRecord
 from celeriac.backend.claims.lease_monitor import LeaseMonitor
 from celeriac.cluster.lost_tasks.scan import RETRY_DELAY
 from celeriac.executor.circuit_breaker import CircuitBreaker, level_of
@@ -35,9 +35,9 @@ class ClaimCheck:
             first_delay=RETRY_DELAY,
             effect="lost tasks cannot be looked for",
         )
-        self._unlisted: dict[Claim, int] = {}
-        """Claims that the lease of their live worker does not list, each with the number of the first renewal that was
-        read after the claim."""
+        self._unlisted: dict[Claim, LeaseRecord] = {}
+        """Claims that the lease of their live worker does not list, each with the first renewal that was read after the
+        claim."""
 
     def unclaimed(self, ids: Iterable[str], *, is_first: bool) -> Collection[str] | None:
         """Return the ids that no worker claims or holds. Fence and report claims of dead workers.
@@ -47,8 +47,9 @@ class ClaimCheck:
         """
         if not self._leases.has_polled:
             return None
-        live = self._leases.live()  # once: during a slow read of the store, renewals may arrive that list other tasks
-        held = self._held(live)
+        # Once: during a slow read of the store, renewals may arrive that list other tasks.
+        live = {record.lease.holder: record for record in self._leases.live_records() if record.lease is not None}
+        held = self._held([record.lease for record in live.values() if record.lease is not None])
         unheld = [task_id for task_id in ids if task_id not in held]
         claims: dict[str, Claim] = {}
         try:
@@ -74,33 +75,30 @@ class ClaimCheck:
         running = {task_id for lease in live for task_id in lease.running}
         return running.union(*(lease.held for lease in live if lease.holder not in suspected))
 
-    def _fence_orphans(self, claims: Iterable[Claim], live: Iterable[Lease]) -> list[LostTask]:
+    def _fence_orphans(self, claims: Iterable[Claim], live: Mapping[str, LeaseRecord]) -> list[LostTask]:
         """Fence the claims whose tasks no worker runs any more. Raise the store's errors."""
-        numbers = {lease.holder: lease.number for lease in live}
-        orphans = {claim.id: claim for claim in claims if self._is_orphaned(claim, numbers.get(claim.holder))}
+        orphans = {claim.id: claim for claim in claims if self._is_orphaned(claim, live.get(claim.holder))}
         return [self._lost_task(orphans[task_id]) for task_id in self._leases.claims.fence(list(orphans.values()))]
 
-    def _is_orphaned(self, claim: Claim, number: int | None) -> bool:
-        """Return whether no worker runs the claimed task. `number` is the number of its worker's renewal, which
-        does not list the task; None if the worker is not live."""
+    def _is_orphaned(self, claim: Claim, renewal: LeaseRecord | None) -> bool:
+        """Return whether no worker runs the claimed task. `renewal` is the one of its worker, which does not list the
+        task; None if the worker is not live."""
         if claim.fenced or self._leases.is_dead(claim.holder):
             return True
-        first_number = self._unlisted.get(claim)
-        return first_number is not None and number is not None and number - first_number >= RENEWALS_UNTIL_LOST
+        first = self._unlisted.get(claim)
+        return first is not None and renewal is not None and is_later(renewal, first)
 
-    def _find_unlisted(self, claims: Collection[Claim], live: Iterable[Lease]) -> dict[Claim, int]:
+    def _find_unlisted(self, claims: Collection[Claim], live: Mapping[str, LeaseRecord]) -> dict[Claim, LeaseRecord]:
         """Return the claims that their live workers do not list, each with the renewal to count from. Raise the store's
         errors.
 
         Such a task may have been claimed after its worker's renewal. So the count begins with the renewal that is read
         now, when the claim is known.
         """
-        live_holders = {lease.holder for lease in live}
-        unlisted = [claim for claim in claims if claim.holder in live_holders]
+        unlisted = [claim for claim in claims if claim.holder in live]
         records = self._leases.claims.leases() if any(claim not in self._unlisted for claim in unlisted) else {}
-        numbers = {holder: record.lease.number for holder, record in records.items() if record.lease is not None}
-        counted_from = {claim: self._unlisted.get(claim, numbers.get(claim.holder)) for claim in unlisted}
-        return {claim: number for claim, number in counted_from.items() if number is not None}
+        counted_from = {claim: self._unlisted.get(claim, records.get(claim.holder)) for claim in unlisted}
+        return {claim: first for claim, first in counted_from.items() if first is not None and first.lease is not None}
 
     def _lost_task(self, claim: Claim) -> LostTask:
         lease = self._leases.find(claim.holder)
@@ -114,3 +112,15 @@ class ClaimCheck:
             return "the worker that had started it is gone"
         worker = f"worker {lease.name} (pid {lease.pid}) is gone"
         return worker if silence is None else f"{worker}, last heartbeat {silence:.1f} s ago"
+
+
+def is_later(renewal: LeaseRecord, first: LeaseRecord) -> bool:
+    """Return whether a renewal was stored after the first one, and made after that was stored.
+
+    A renewal that was on its way for long is stored after later ones, with a small number. And the leases of a poll
+    that takes long may be older than the first renewal.
+    """
+    if renewal.number is None or first.number is None:
+        return False
+    is_stored_later = renewal.heartbeat_count > first.heartbeat_count
+    return is_stored_later and renewal.number - first.number >= RENEWALS_UNTIL_LOST
