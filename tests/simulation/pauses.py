@@ -85,7 +85,9 @@ class RunPauses(Feature):
         self.history.owners.until_changed(
             lambda store: store.change_pauses(row, queues, asked_by="client", resume=resume)
         )
-        if not resume:
+        if resume:  # another pause of it may have begun and ended meanwhile
+            self._paused.pop((run, queue), None)
+        else:
             self._paused[run, queue] = self.history.world.now
         self.history.tell(f"{run}{'' if queue is None else f', queue {queue},'} is {'resumed' if resume else 'paused'}")
 
