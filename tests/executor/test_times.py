@@ -8,7 +8,7 @@ from celeriac.config.executor_config import Config
 from celeriac.executor.executor import CeleryExecutor
 from celeriac.executor.interfaces import UnfinishedTask
 from celeriac.executor.requests import WaitReason
-from celeriac.task.result import Reason, Result
+from celeriac.task.result import Execution, Reason, Result
 from celeriac.task.state import State
 from celeriac.task.task import Task
 from celeriac.telemetry import metrics
@@ -296,6 +296,27 @@ def test_a_task_that_an_earlier_executor_has_cancelled_at_its_deadline_fails(exe
     executor.recovery.resume([UnfinishedTask(task, State.QUEUED, NOW)])
     executor.heartbeat()
     assert ends(executor) == [("a", State.FAILED, Reason.DEADLINE)]
+
+
+@pytest.mark.parametrize(
+    ("execution", "end"),
+    [
+        (None, (State.FAILED, Reason.DEADLINE)),
+        (Execution(host="h"), (State.FAILED, Reason.DEADLINE)),
+        (Execution(host="h", pid=7), (State.REVOKED, Reason.REVOKED)),
+    ],
+    ids=["no report", "not run", "run"],
+)
+def test_a_task_that_ran_by_the_ledger_and_was_cancelled_at_its_deadline_fails_unless_it_has_run(
+    executor, broker, clock, execution, end
+):
+    """Expect that a worker may have handed it back, which the earlier executor could not record."""
+    task = Task(key="a", command="true", deadline=NOW + 30)
+    broker.put(task.message_id, Result(State.REVOKED, Reason.REVOKED, execution=execution))
+    clock.advance(30)
+    executor.recovery.resume([UnfinishedTask(task, State.RUNNING, NOW)])
+    executor.heartbeat()
+    assert ends(executor) == [("a", *end)]
 
 
 def test_a_task_that_its_worker_refuses_for_its_deadline_is_not_retried(executor, broker):

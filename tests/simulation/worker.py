@@ -330,7 +330,7 @@ class SimulatedWorker:
 def result_of(outcome: dict[str, Any]) -> Result:
     reason = None if outcome["reason"] is None else Reason(outcome["reason"])
     state = State.SUCCESS if reason is None else State.REVOKED if reason is Reason.REVOKED else State.FAILED
-    return Result(state, reason, outcome["detail"], Execution(host="simulated"))
+    return Result(state, reason, outcome["detail"], Execution(host="simulated", pid=outcome["execution"].get("pid")))
 
 
 # — what Celery and the network know about the worker of this process —

@@ -245,7 +245,7 @@ class TaskLifecycle:
         drains, becomes FAILED."""
         if state is State.REVOKED and not tracked.revoking and tracked.lost_detail is not None:
             state, reason, detail = State.FAILED, Reason.LOST, tracked.lost_detail
-        elif state is State.REVOKED and tracked.is_overdue and not tracked.revoking:
+        elif state is State.REVOKED and tracked.is_overdue and not tracked.revoking and not has_run(result):
             state, reason, detail = State.FAILED, Reason.DEADLINE, describe_overdue(tracked.task)
         elif tracked.state is State.RUNNING and not state.is_final:
             self.deadlines.watch(tracked.task)
@@ -383,6 +383,11 @@ class TaskLifecycle:
 
 def always(_: TaskKey) -> bool:
     return True
+
+
+def has_run(result: Result | None) -> bool:
+    """Return whether a result tells of a process."""
+    return result is not None and result.execution is not None and result.execution.pid is not None
 
 
 def record_after(event: Event, task: Task, *, revoking: bool) -> TaskRecord:

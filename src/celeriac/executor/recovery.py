@@ -136,8 +136,9 @@ class Recovery:
             tracked = self._lifecycle.track(self._queue.place(unfinished_task.task, unfinished_task.arrived), now)
             tracked.moved_at = now
             tracked.revoking = unfinished_task.revoking  # before its result is read: no other attempt may follow
-            if unfinished_task.state is not State.RUNNING:  # an earlier executor may have cancelled it
-                tracked.is_overdue = is_overdue(tracked.task, self._lifecycle.wall_clock())
+            # An earlier executor may have cancelled it. The ledger may say that it runs: a worker may have handed it
+            # back while the ledger was unavailable.
+            tracked.is_overdue = is_overdue(tracked.task, self._lifecycle.wall_clock())
             if unfinished_task.state is not State.PUBLISHING:
                 self._lifecycle.measures.adopted(tracked.task, unfinished_task.state)
                 tracked.state = unfinished_task.state
