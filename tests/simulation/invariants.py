@@ -199,6 +199,12 @@ class WatchedClaims:
     def __init__(self, history: History) -> None:
         self._history, self._claims = history, history.store.claims
         self._renewed_at: dict[str, float] = {}
+        self._kept_at: dict[str, float] = {}
+        """The same, without the renewals that a failover has lost."""
+
+        self._times: dict[tuple[str, int | None], float] = {}
+        """When each renewal was stored, by its number."""
+
         self._dead: set[str] = set()
         self._token = 0
         self._granted: set[tuple[str, str]] = set()
@@ -235,26 +241,36 @@ class WatchedClaims:
         if isinstance(reply, Renewed):
             if lease.holder in self._dead:
                 self._history.fail("a worker that was declared dead has renewed its lease")
-            self._renewed_at[lease.holder] = self._history.world.now
+            now = self._history.world.now
+            self._renewed_at[lease.holder] = self._kept_at[lease.holder] = now
+            self._times[lease.holder, lease.number] = now
         return reply
 
     def fail_over(self, kept: StoredState) -> None:
         """Take note that a replica has taken the place of the store."""
         self._dead = {holder for holder in self._dead if kept.is_dead(holder)}
         self._token = kept.token - 1
+        never = float("-inf")
+        for holder in self._kept_at:
+            record = kept.leases.get(holder)
+            self._kept_at[holder] = never if record is None else self._times.get((holder, record.number), never)
 
     def end_lease(self, holder: str) -> None:
         """End a lease. From now on it makes no difference whether its worker is declared dead."""
         self._claims.end_lease(holder)
         self._renewed_at.pop(holder, None)
+        self._kept_at.pop(holder, None)
 
     def declare_dead(self, holder: str, heartbeat_count: int | None) -> bool:
         if not self._claims.declare_dead(holder, heartbeat_count):
             return False
-        now, renewed_at = self._history.world.now, self._renewed_at.get(holder, float("-inf"))
-        silence, shortest = now - renewed_at, LEASE_DURATION / CLOCK_ERROR
+        now, never = self._history.world.now, float("-inf")
+        renewed_at, kept_at = self._renewed_at.get(holder, never), self._kept_at.get(holder, never)
+        silence, shortest = now - kept_at, LEASE_DURATION / CLOCK_ERROR
         if silence < shortest:
             self._history.fail(f"a worker was declared dead {silence:.1f} s after its last renewal")
+        if now - renewed_at < shortest:  # its commands may still run
+            self._forget_tasks_of(holder)
         store = self._history.store
         since = now - store.outage_ended
         # The request may be from before the outage, and have been on its way since.
@@ -263,3 +279,8 @@ class WatchedClaims:
             self._history.fail(f"a worker was declared dead {since:.1f} s after an outage of the store")
         self._dead.add(holder)
         return True
+
+    def _forget_tasks_of(self, holder: str) -> None:
+        for task_id, entry in self._claims._entries.items():
+            if entry.holder == holder:
+                self._history.job_of(task_id).is_forgotten = True
