@@ -154,9 +154,9 @@ class FailureDetector:
         """Return the leases of workers that may be alive."""
         return [lease for lease, watched in self._known() if watched.is_live]
 
-    def live_records(self) -> list[LeaseRecord]:
-        """Return the records of these leases."""
-        return [watched.record for _, watched in self._known() if watched.is_live]
+    def live_records(self) -> dict[str, LeaseRecord]:
+        """Return the records of these leases by holder."""
+        return {lease.holder: watched.record for lease, watched in self._known() if watched.is_live}
 
     def suspected(self, now: float) -> list[Lease]:
         """Return the leases of workers that are dead, or may be: silent for `SUSPECT_AFTER`."""

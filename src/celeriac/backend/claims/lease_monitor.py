@@ -85,8 +85,8 @@ class LeaseMonitor:
         with self._lock:
             return self._detector.live()
 
-    def live_records(self) -> list[LeaseRecord]:
-        """Return the records of these leases, as of the last poll, which may take long."""
+    def live_records(self) -> dict[str, LeaseRecord]:
+        """Return the records of these leases by holder, as of the last poll, which may take long."""
         with self._lock:
             return self._detector.live_records()
 

@@ -48,7 +48,7 @@ class ClaimCheck:
         if not self._leases.has_polled:
             return None
         # Once: during a slow read of the store, renewals may arrive that list other tasks.
-        live = {record.lease.holder: record for record in self._leases.live_records() if record.lease is not None}
+        live = self._leases.live_records()
         held = self._held([record.lease for record in live.values() if record.lease is not None])
         unheld = [task_id for task_id in ids if task_id not in held]
         claims: dict[str, Claim] = {}
